@@ -1,0 +1,84 @@
+"""Rows become tensors: micro-batches of a token budget, flat over the positions that matter.
+
+Legend: B sequences, S padded length, K kept positions, L labels, k top tokens, d hidden size; all of one
+micro-batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from teacher_cache.format.shard import Row
+from teacher_cache.targets.soft_labels import SoftLabels
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What one forward and backward pass needs."""
+
+    input_ids: torch.Tensor
+    """int64 `[B, S]`, padded."""
+    attention_mask: torch.Tensor
+    """int64 `[B, S]`."""
+    label_places: torch.Tensor
+    """int64 `[L]`: places in the flattened `[B * S]`."""
+    label_ids: torch.Tensor
+    """int64 `[L]`."""
+    kept_places: torch.Tensor
+    """int64 `[K]`: places in the flattened `[B * S]`."""
+    weights: torch.Tensor
+    """float32 `[K]`: 1 / rate."""
+    soft_labels: SoftLabels
+    hidden: torch.Tensor | None
+    """float32 `[K, d]`: the teacher's last hidden states; None where no loss needs them."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor):
+                value = value.to(device, non_blocking=True)
+            elif isinstance(value, SoftLabels):
+                value = value.to(device)
+            moved[field.name] = value
+        return replace(self, **moved)
+
+
+def collate(rows: Sequence[Row], *, pad_id: int, hidden_layer: int | None) -> MicroBatch:
+    """Pads and flattens rows; `hidden_layer` is the stored layer that feeds the teacher's head, None for none."""
+    length = max(len(row.input_ids) for row in rows)
+    input_ids = np.full((len(rows), length), pad_id, dtype=np.int64)
+    attention_mask = np.zeros((len(rows), length), dtype=np.int64)
+    for place, row in enumerate(rows):
+        input_ids[place, : len(row.input_ids)] = row.input_ids
+        attention_mask[place, : len(row.input_ids)] = 1
+    temperatures = list(rows[0].rest_log_sum_exp)
+    hidden = [row.hidden[hidden_layer] for row in rows] if hidden_layer is not None else None
+    return MicroBatch(
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(attention_mask),
+        label_places=_places([row.label_positions for row in rows], length),
+        label_ids=_joined([row.label_ids for row in rows], np.int64),
+        kept_places=_places([row.kept_positions for row in rows], length),
+        weights=1 / _joined([row.rates for row in rows], np.float32),
+        soft_labels=SoftLabels(
+            topk_ids=_joined([row.topk_ids for row in rows], np.int64),
+            topk_logits=_joined([row.topk_logits for row in rows], np.float32),
+            rest_log_sum_exp={
+                temperature: _joined([row.rest_log_sum_exp[temperature] for row in rows], np.float32)
+                for temperature in temperatures
+            },
+        ),
+        hidden=_joined(hidden, np.float32) if hidden is not None else None,
+    )
+
+
+def _joined(arrays: Sequence[np.ndarray], dtype: Any) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(arrays).astype(dtype))
+
+
+def _places(positions: Sequence[np.ndarray], length: int) -> torch.Tensor:
+    return _joined([row * length + places for row, places in enumerate(positions)], np.int64)

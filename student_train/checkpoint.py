@@ -1,0 +1,110 @@
+"""Checkpoints: safetensors and JSON under `checkpoints/step-<n>/`; `state.json`, written last, completes one.
+
+It lists the digests of the other files, so a kill at any moment leaves either a whole checkpoint or one that no
+restart believes.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from teacher_cache.errors import UserError
+from teacher_cache.format import documents
+from teacher_cache.format.store import Store
+
+MAX_CHECKPOINT_BYTES = 2**36
+KEPT_CHECKPOINTS = 2
+"""The newest, and the one before it, in case a worker still reads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: enough to go on at the exact next sequence."""
+
+    run: str
+    """Digest of what the run learns from and how; another run's checkpoints are refused."""
+    step: int
+    epoch: int
+    sequences: int
+    """Sequences of the epoch's global order that are consumed."""
+    seconds: float
+    """Training time so far."""
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def save_checkpoint(store: Store, progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Writes a whole checkpoint, then drops all but the newest ones."""
+    prefix = f"checkpoints/step-{progress.step:09d}"
+    files = {"model.safetensors": save(_model_tensors(model)), "optimizer.safetensors": save(_flat(optimizer))}
+    for name, data in files.items():
+        store.replace(f"{prefix}/{name}", data)
+    digests = {name: documents.sha256(data) for name, data in files.items()}
+    store.replace(f"{prefix}/state.json", documents.dump({"progress": asdict(progress), "files": digests}))
+    for old in store.list("checkpoints")[:-KEPT_CHECKPOINTS]:
+        store.delete_folder(old)
+
+
+def newest_progress(store: Store) -> Progress | None:
+    """The state of the newest whole checkpoint; None where there is none."""
+    for prefix in reversed(store.list("checkpoints")):
+        try:
+            data = store.read(f"{prefix}/state.json", max_bytes=documents.MAX_DOCUMENT_BYTES)
+        except FileNotFoundError:
+            continue  # a kill came before the completion record
+        document = documents.parse(data, name=f"{store.url}/{prefix}/state.json")
+        return Progress(**document["progress"])
+    return None
+
+
+def load_checkpoint(store: Store, progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts a checkpoint's tensors into model and optimiser.
+
+    Raises:
+        UserError: a file is missing or does not match its digest.
+    """
+    prefix = f"checkpoints/step-{progress.step:09d}"
+    state = documents.parse(
+        store.read(f"{prefix}/state.json", max_bytes=documents.MAX_DOCUMENT_BYTES), name=f"{store.url}/{prefix}"
+    )
+    tensors = {name: _read(store, f"{prefix}/{name}", digest) for name, digest in state["files"].items()}
+    model.load_state_dict(tensors["model.safetensors"], strict=False)  # tied tensors are saved once
+    _unflatten(tensors["optimizer.safetensors"], optimizer)
+
+
+def _read(store: Store, key: str, digest: str) -> Tensors:
+    try:
+        data = store.read(key, max_bytes=MAX_CHECKPOINT_BYTES)
+        if documents.sha256(data) == digest:
+            return load(data)
+    except (FileNotFoundError, SafetensorError):
+        pass
+    folder = key.rsplit("/", 1)[0]
+    raise UserError(f"{store.url}/{key} is missing or damaged; delete {store.url}/{folder} to go on from an older one")
+
+
+def _model_tensors(model: torch.nn.Module) -> Tensors:
+    """All parameters and buffers, tied ones once."""
+    names = dict(model.named_parameters()) | dict(model.named_buffers())
+    persistent = model.state_dict()
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in names.items() if name in persistent}
+
+
+def _flat(optimizer: torch.optim.Optimizer) -> Tensors:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value).contiguous().cpu()
+        for index, entry in state.items()
+        for name, value in entry.items()
+    }
+
+
+def _unflatten(tensors: Tensors, optimizer: torch.optim.Optimizer) -> None:
+    state: dict[int, Tensors] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,126 @@
+"""What a user asks of a student: `StudentSpec`, one YAML file. Defaults are DistilBERT's published recipe."""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from teacher_cache.shell.settings import STRICT
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class StudentConfig:
+    num_layers: Positive | None = None
+    """None: as many as `teacher_layers`, otherwise half of the teacher's."""
+    teacher_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Teacher layers (from 0) that the student's layers start from; None: evenly spread."""
+    width: Positive | None = None
+    """Size of the hidden states; None: the teacher's. Another width needs initial_weights other than `teacher`."""
+    num_heads: Positive | None = None
+    """Attention heads; None: the teacher's."""
+    initial_weights: str = "teacher"
+    """`teacher`, `random`, or the folder of a student to go on from."""
+    dropout: Share = 0.1
+
+    @model_validator(mode="after")
+    def _layers_agree(self) -> "StudentConfig":
+        layers = self.teacher_layers
+        if layers is not None and not layers:
+            raise ValueError("teacher_layers must name at least one layer")
+        if layers and self.num_layers and len(layers) != self.num_layers:
+            raise ValueError(f"teacher_layers names {len(layers)} layers, num_layers is {self.num_layers}")
+        if self.initial_weights == "teacher" and (self.width or self.num_heads):
+            raise ValueError("width and num_heads other than the teacher's need initial_weights: random")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LossWeights:
+    """Weights of the triple loss; the published run's (huggingface/transformers issue 2013)."""
+
+    soft_labels: NonNegative = 5.0
+    masked_lm: NonNegative = 2.0
+    cosine: NonNegative = 1.0
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> "LossWeights":
+        if self.soft_labels == self.masked_lm == self.cosine == 0:
+            raise ValueError("all loss weights are 0: nothing would be learned; raise one of them")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LossConfig:
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    weights: LossWeights = field(default_factory=LossWeights)
+    soft_labels: Literal["bucket", "replay"] = "replay"
+    """`replay` rebuilds whole teacher rows from hidden states; `bucket` uses the top k and one bucket for the rest."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OptimizerConfig:
+    """AdamW with linear warm-up and linear decay to 0."""
+
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    weight_decay: NonNegative = 0.0
+    warmup_share: Share = 0.05
+    """Share of all steps over which the learning rate rises."""
+    clip_norm: Annotated[float, Field(gt=0)] = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExecutionConfig:
+    """How the work is done; no part of what is learned, but for rounding."""
+
+    num_workers: Annotated[int, Field(ge=0)] = 1
+    """Ray Train workers; 0 trains in this process, without Ray."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """None: one each where the Ray cluster has GPUs, otherwise none."""
+    cpus_per_worker: Positive = 1
+    """Also the threads of a worker that trains on CPU."""
+    micro_batch_tokens: Positive = 16384
+    """Tokens of a micro-batch on one worker, padding included."""
+    checkpoint_steps: Positive = 500
+    """Optimiser steps between checkpoints; the last step always makes one."""
+    log_steps: Positive = 10
+    """Optimiser steps between log lines."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker failures after which the run ends; each restarts from the newest whole checkpoint."""
+    disk_cache: str | None = None
+    """Folder for downloaded shards; None: a folder of the system's temporary directory."""
+    address: str | None = None
+    """A running Ray cluster; None: RAY_ADDRESS if set, otherwise a local Ray of this process's own."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class StudentSpec:
+    caches: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Sealed caches of one teacher and tokenizer, read as one."""
+    output: str
+    """Folder or URL for checkpoints, logs and the finished model."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch_sequences: Positive = 4000
+    """Sequences of an optimiser step, over all workers."""
+    epochs: Positive | None = None
+    """Passes over the caches; 3 where neither epochs nor steps is given."""
+    steps: Positive | None = None
+    """Optimiser steps, as an alternative to epochs."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What forward and backward passes compute in; parameters and optimiser stay float32."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 56
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "StudentSpec":
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give epochs or steps, not both")
+        return self

@@ -1,0 +1,174 @@
+"""Training students: the Ray Train shell around `loop`. No maths in it.
+
+Checkpoints, resuming and the finished model are this project's own, under the run's output; Ray starts the workers,
+connects them, and starts them again when one dies.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from student_train.config import StudentSpec
+from student_train.export import MODEL_PREFIX, export
+from student_train.loop import Rank, StepReport, Trainer
+from student_train.run_log import RunLog
+from teacher_cache.errors import UserError
+from teacher_cache.format.store import Store
+from teacher_cache.shell.ray_session import gpus_each, ray_session
+from teacher_cache.shell.settings import parse, to_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """What a run learned and what it took."""
+
+    output: str
+    model: str
+    """Where the Hugging Face folder lies."""
+    fingerprints: list[str]
+    """Of the caches that it learned from."""
+    num_parameters: int
+    num_steps: int
+    num_workers: int
+    losses: dict[str, float]
+    """Of the last step; empty if the run was already finished."""
+    sequences_per_s: float
+    """Over this attempt's steps, reading included."""
+    seconds: float
+    """Training time, over all attempts."""
+
+
+def train(spec: StudentSpec) -> TrainSummary:
+    """Trains a student, or goes on with the run that `spec.output` holds.
+
+    Raises:
+        UserError: bad input, found before any worker starts; or training that diverged.
+    """
+    check(spec)
+    execution = spec.execution
+    if execution.num_workers == 0:
+        torch.set_num_threads(max(execution.cpus_per_worker, torch.get_num_threads()))
+        device = torch.device("cuda" if execution.gpus_per_worker != 0 and torch.cuda.is_available() else "cpu")
+        return TrainSummary(**run_worker(spec, device=device, on_checkpoint=lambda report: None))
+    num_cpus = execution.num_workers * execution.cpus_per_worker + 1
+    with ray_session(address=execution.address, num_cpus=num_cpus, log_to_driver=True):
+        return TrainSummary(**_fit(spec))
+
+
+def check(spec: StudentSpec) -> None:
+    """Builds all that a worker builds, on this machine's CPU, and looks for another run in the output.
+
+    Raises:
+        UserError: what a worker would fail of.
+    """
+    trainer = Trainer(spec, device=torch.device("cpu"), rank=Rank())
+    trainer.check_output(Store(spec.output))
+
+
+def run_worker(
+    spec: StudentSpec, *, device: torch.device, on_checkpoint: Callable[[StepReport], None]
+) -> dict[str, Any]:
+    """One worker's whole run: resume, train, checkpoint, export; plain torch, with or without Ray around it."""
+    rank = Rank.of_process()
+    trainer = Trainer(spec, device=device, rank=rank)
+    store = Store(spec.output)
+    trainer.resume(store)
+    resumed = trainer.progress
+    log = RunLog(store, after_step=resumed.step, every_steps=spec.execution.log_steps) if rank.index == 0 else None
+    last: StepReport | None = None
+
+    def on_step(report: StepReport) -> None:
+        nonlocal last
+        last = report
+        if log:
+            log.step(report)
+        if report.step % spec.execution.checkpoint_steps == 0 or report.step == report.num_steps:
+            trainer.save(store)
+            if log:
+                log.flush()
+            on_checkpoint(report)
+
+    start = time.perf_counter()
+    trainer.train(on_step)
+    elapsed = time.perf_counter() - start
+    if log:
+        log.close()
+        export(trainer.model, store, spec=spec, caches=trainer.caches, last=last)
+    num_sequences = sum_sequences(trainer, resumed.step)
+    return asdict(
+        TrainSummary(
+            output=store.url,
+            model=f"{store.url}/{MODEL_PREFIX}",
+            fingerprints=[cache.fingerprint for cache in trainer.caches],
+            num_parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+            num_steps=trainer.num_steps,
+            num_workers=rank.size,
+            losses=last.losses if last else {},
+            sequences_per_s=num_sequences / elapsed,
+            seconds=trainer.progress.seconds,
+        )
+    )
+
+
+def sum_sequences(trainer: Trainer, first_step: int) -> int:
+    """Sequences that the steps from `first_step` on have consumed, over all workers."""
+    whole, size = trainer.num_epoch_sequences, trainer.spec.batch_sequences
+    steps_per_epoch = -(-whole // size)
+
+    def consumed(step: int) -> int:
+        return step // steps_per_epoch * whole + step % steps_per_epoch * size
+
+    return consumed(trainer.progress.step) - consumed(first_step)
+
+
+def _fit(spec: StudentSpec) -> dict[str, Any]:
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    num_gpus = gpus_each(spec.execution.gpus_per_worker)
+    resources = {"CPU": spec.execution.cpus_per_worker} | ({"GPU": num_gpus} if num_gpus else {})
+    store = Store(spec.output)
+    run_config = RunConfig(
+        # A name of its own for each attempt: going on is the work of our checkpoints, and Ray's snapshot of a killed
+        # attempt may be torn.
+        name=f"attempt-{time.time_ns()}",
+        storage_path=f"{store.root}/ray",
+        storage_filesystem=None if store.is_local else PyFileSystem(FSSpecHandler(store.fs)),
+        failure_config=FailureConfig(max_failures=spec.execution.max_failures),
+    )
+    trainer = TorchTrainer(
+        _train_loop,  # type: ignore[arg-type]  # Ray Train V2 hands back rank 0's return value, its types say None
+        train_loop_config={"spec": to_dict(spec), "on_gpu": num_gpus > 0},
+        scaling_config=ScalingConfig(
+            num_workers=spec.execution.num_workers, use_gpu=num_gpus > 0, resources_per_worker=resources
+        ),
+        run_config=run_config,
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise UserError(f"training failed; run it again to go on from its newest checkpoint\n{error}") from None
+    outcome: dict[str, Any] = result.return_value  # type: ignore[attr-defined]  # V2's Result has it
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome
+
+
+def _train_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """A Ray Train worker. A user's mistake is an outcome, not a failure that is worth a restart."""
+    import ray.train
+    import ray.train.torch
+
+    spec = parse(StudentSpec, config["spec"])
+    device = ray.train.torch.get_device() if config["on_gpu"] else torch.device("cpu")
+    if not config["on_gpu"]:
+        torch.set_num_threads(spec.execution.cpus_per_worker)
+    try:
+        return run_worker(spec, device=device, on_checkpoint=lambda report: ray.train.report(asdict(report)))
+    except UserError as error:
+        return {"error": str(error)}

@@ -1,0 +1,88 @@
+"""What a user asks of a cache: `CacheSpec`, one YAML file.
+
+Everything but `cache`, `views` and `execution` decides the cache's content and is part of its fingerprint.
+"""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass
+
+from teacher_cache.format.spec import (
+    Dtype,
+    HiddenConfig,
+    KeepConfig,
+    MaskingConfig,
+    Objective,
+    Packing,
+    Positive,
+    SequenceLength,
+    SoftLabelsConfig,
+)
+from teacher_cache.shell.settings import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CorpusConfig:
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Files, folders' globs or any fsspec URL, in order; a glob's files are sorted by name."""
+    format: Literal["auto", "text", "text_file", "jsonl", "parquet"] = "auto"
+    """`text`: an empty line ends a document; `text_file`: a document a file; `auto`: by the file's extension."""
+    text_field: str = "text"
+    """Where the text stands in a JSON line or a Parquet row."""
+    sequence_length: SequenceLength = 512
+    """Most tokens of a sequence, [CLS] and [SEP] included."""
+    packing: Packing = "documents"
+    """`documents`: no sequence holds two documents; `full`: sequences are filled, never across files."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TeacherConfig:
+    model: str
+    """Hub name or folder of a masked-LM checkpoint, for example `bert-base-uncased`."""
+    revision: str | None = None
+    """Hub commit, tag or branch; None is the hub's main."""
+    dtype: Dtype = "float32"
+    """What the encoder computes in."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExecutionConfig:
+    """How the work is done; no part of a cache's identity."""
+
+    num_workers: Positive | tuple[Positive, Positive] = 1
+    """Teacher actors, or [min, max] to scale between."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """None: one each where the Ray cluster has GPUs, otherwise none."""
+    cpus_per_worker: Positive = 1
+    """Also the threads of a teacher that runs on CPU."""
+    batch_tokens: Positive = 16384
+    """Tokens of a teacher micro-batch, padding included."""
+    address: str | None = None
+    """A running Ray cluster; None: RAY_ADDRESS if set, otherwise a local Ray of this process's own."""
+
+    @field_validator("num_workers")
+    @classmethod
+    def _ordered(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(workers, tuple) and workers[0] > workers[1]:
+            raise ValueError("num_workers must be [min, max] with min <= max")
+        return workers
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CacheSpec:
+    cache: str
+    """Folder or URL (s3://bucket/prefix) of the cache."""
+    objective: Objective = "masked_lm"
+    corpus: CorpusConfig
+    teacher: TeacherConfig
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    views: Positive = 3
+    """Random maskings of the whole corpus; student epoch e reads view e mod views."""
+    keep: KeepConfig = field(default_factory=KeepConfig)
+    soft_labels: SoftLabelsConfig = field(default_factory=SoftLabelsConfig)
+    hidden: HiddenConfig = field(default_factory=HiddenConfig)
+    unit_sequences: Positive = 1024
+    """Sequences of a unit: what is computed, retried and committed together."""
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)

@@ -1,0 +1,121 @@
+"""A cache as its readers see it: `open_cache(url)`.
+
+Legend: K kept positions of a sequence, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from teacher_cache.errors import UserError
+from teacher_cache.format import manifest, spec, teacher_files
+from teacher_cache.format.manifest import Manifest, Shard
+from teacher_cache.format.shard import Row, ShardReader
+from teacher_cache.format.store import Store
+from teacher_cache.format.teacher_files import SavedTeacher
+
+if TYPE_CHECKING:  # torch is loaded only by who replays
+    from teacher_cache.targets.heads import OutputHead
+
+
+def open_cache(url: str, *, disk_cache: str | Path | None = None) -> "Cache":
+    """Opens a cache, whole or still being built, at a folder or URL.
+
+    Raises:
+        UserError: there is none, it is damaged, or the store cannot be reached.
+    """
+    return Cache(Store(url, disk_cache=disk_cache))
+
+
+class Cache:
+    """A cache, opened for reading; each object is checked against its digest when first read."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.url = store.url
+        self.spec, self.notes = spec.read(store)
+        """What decided the content, and notes (paths, names) that did not."""
+        self.fingerprint: str = self.spec.fingerprint
+        self._manifests: dict[int, Manifest] = {}
+
+    @property
+    def num_views(self) -> int:
+        """Sealed views, counted from view 0 without a gap."""
+        view = 0
+        while view in self._manifests or manifest.newest_generation(self.store, view) is not None:
+            view += 1
+        return view
+
+    def manifest(self, view: int) -> Manifest:
+        """The sealed manifest of a view; the generation first read is the one that this object keeps.
+
+        Raises:
+            UserError: the view is not sealed.
+        """
+        if view not in self._manifests:
+            read = manifest.read(self.store, view)
+            if read.fingerprint != self.fingerprint:
+                raise UserError(
+                    f"{self.url}: the manifest of view {view} belongs to another cache ({read.fingerprint})"
+                )
+            self._manifests[view] = read
+        return self._manifests[view]
+
+    def open_shard(self, shard: Shard, *, layers: Sequence[int] | None = None) -> ShardReader:
+        """A reader of one shard; `layers` are the hidden states wanted, None for all, () for none."""
+        wanted = self.spec.hidden.stored_layers if layers is None else tuple(layers)
+        hidden = shard.hidden.fetch(self.store) if shard.hidden and wanted else None
+        return ShardReader(shard.labels.fetch(self.store), hidden, self.spec, wanted)
+
+    def rows(self, view: int = 0, start: int = 0, stop: int | None = None) -> Iterator[Row]:
+        """Decoded rows of sequences `start` to `stop` (excluded; None: all), in the order of their ids."""
+        first = 0
+        for shard in self.manifest(view).shards:
+            end = first + shard.num_sequences
+            if end > start and (stop is None or first < stop):
+                for row in self.open_shard(shard).rows():
+                    if start <= row.sequence_id and (stop is None or row.sequence_id < stop):
+                        yield row
+            first = end
+
+    def replay(self, row: Row, temperature: float) -> np.ndarray:
+        """The teacher's whole rows at a temperature: probabilities `[K, V]`, float32.
+
+        Rebuilt from the last hidden states through the teacher's head, with the stored logits put in and, at a
+        stored temperature, the rest scaled to its exact mass.
+
+        Raises:
+            UserError: the cache stores no last hidden states, or `temperature` is not above 0.
+        """
+        import torch
+
+        from teacher_cache.targets.soft_labels import SoftLabels, replay_log_probabilities
+
+        if temperature <= 0:
+            raise UserError(f"temperature must be above 0, it is {temperature}")
+        last = self.last_hidden_layer
+        if last is None:
+            raise UserError(f"{self.url} stores no last hidden states: replay needs a cache with hidden.layers: [-1]")
+        with torch.inference_mode():
+            hidden = torch.from_numpy(row.hidden[last].astype(np.float32))
+            logits = replay_log_probabilities(hidden, self.head, SoftLabels.of_row(row), temperature)
+            return np.asarray(logits.exp().numpy())
+
+    @cached_property
+    def last_hidden_layer(self) -> int | None:
+        """The name under which the states that feed the output head are stored; None if they are not."""
+        last = {-1, self.teacher.num_layers}
+        return next((layer for layer in self.spec.hidden.stored_layers if layer in last), None)
+
+    @cached_property
+    def teacher(self) -> SavedTeacher:
+        """The teacher's folder: config, tokenizer and weights, of which no more is read than is asked for."""
+        return SavedTeacher(teacher_files.fetch(self.store))
+
+    @cached_property
+    def head(self) -> "OutputHead":
+        """The teacher's output head, float32 on CPU; no other part of the teacher is loaded."""
+        return self.teacher.read_head()

@@ -1,0 +1,49 @@
+"""JSON documents that carry their own digest, in canonical form (RFC 8785)."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import rfc8785
+
+from teacher_cache.errors import UserError
+
+MAX_DOCUMENT_BYTES = 64 * 2**20
+"""No JSON document of a cache may be larger: bounds memory before anything is parsed."""
+
+
+def sha256(data: bytes | memoryview) -> str:
+    """SHA-256 in lower-case hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical(payload: Any) -> bytes:
+    """Canonical JSON: equal values give equal bytes."""
+    return rfc8785.dumps(payload)
+
+
+def digest_of(payload: Any) -> str:
+    """SHA-256 of the canonical JSON of `payload`."""
+    return sha256(canonical(payload))
+
+
+def dump(payload: Mapping[str, Any]) -> bytes:
+    """The document's bytes, its digest added under `sha256`."""
+    return canonical({**payload, "sha256": digest_of(dict(payload))})
+
+
+def parse(data: bytes, *, name: str) -> dict[str, Any]:
+    """The document without its digest.
+
+    Raises:
+        UserError: `data` is no JSON object, or its digest does not match.
+    """
+    try:
+        document = json.loads(data)
+        claimed = document.pop("sha256")
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{name} is not a document of a teacher cache (no JSON object with a digest)") from None
+    if claimed != digest_of(document):
+        raise UserError(f"{name} is damaged: its content does not match its own SHA-256")
+    return dict(document)

@@ -1,0 +1,30 @@
+"""References to content-addressed objects: what manifests and commits list."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from teacher_cache.errors import UserError
+from teacher_cache.format import documents
+from teacher_cache.format.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectRef:
+    """One immutable object of a cache."""
+
+    key: str
+    sha256: str
+    num_bytes: int
+
+    def fetch(self, store: Store) -> Path:
+        """A local file with the object's checked bytes."""
+        return store.fetch(self.key, digest=self.sha256, num_bytes=self.num_bytes)
+
+
+def put_content(store: Store, prefix: str, suffix: str, data: bytes) -> ObjectRef:
+    """Writes `<prefix>-<digest><suffix>`: no attempt ever overwrites another's bytes."""
+    digest = documents.sha256(data)
+    key = f"{prefix}-{digest[:16]}{suffix}"
+    if not store.create(key, data):
+        raise UserError(f"{store.url}/{key} holds other bytes than its name says; move it away and run the build again")
+    return ObjectRef(key=key, sha256=digest, num_bytes=len(data))

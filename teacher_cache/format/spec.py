@@ -1,0 +1,192 @@
+"""Identity: all that decides a cache's content, and nothing else. Its digest is the fingerprint.
+
+`spec.json` holds it beside notes (paths, names) that decide nothing. The sections that a user writes are the
+same types in the configuration and on disk.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+
+from teacher_cache.errors import UserError
+from teacher_cache.format import documents
+from teacher_cache.format.store import Store
+from teacher_cache.shell.settings import STRICT, explain, to_dict
+
+FORMAT_VERSION: Final = 1
+MAX_SEQUENCE_LENGTH = 2**16 - 1
+"""Positions are stored as uint16."""
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**53)]
+"""JSON numbers are exact below 2^53 (RFC 8785, section 3.2.2.3)."""
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SequenceLength = Annotated[int, Field(ge=3, le=MAX_SEQUENCE_LENGTH)]
+Packing = Literal["documents", "full"]
+Objective = Literal["masked_lm"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MaskingConfig:
+    """Which positions the teacher must guess; 80/10/10 as in BERT (arXiv 1810.04805, section 3.1)."""
+
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mask_share: Rate = 0.8
+    random_share: Rate = 0.1
+    keep_share: Rate = 0.1
+    policy: Literal["uniform", "rare", "strided"] = "uniform"
+    """`rare` favours rare tokens, `strided` masks each position once in round(1/rate) views."""
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _shares_make_one(self) -> "MaskingConfig":
+        total = self.mask_share + self.random_share + self.keep_share
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"mask_share + random_share + keep_share must be 1, they are {total:g}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class KeepConfig:
+    """Rates at which positions get cached targets; losses weigh a kept position by 1/rate."""
+
+    masked: Rate = 1.0
+    unmasked: Rate = 0.1
+
+    @model_validator(mode="after")
+    def _something_is_kept(self) -> "KeepConfig":
+        if self.masked == self.unmasked == 0:
+            raise ValueError("keep.masked and keep.unmasked are both 0: nothing would be cached; raise one of them")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SoftLabelsConfig:
+    top_k: Positive = 8
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 2.0, 4.0)
+    """Temperatures at which the mass outside the top k is stored exactly."""
+    code: Literal["float32"] = "float32"
+
+    @field_validator("temperatures")
+    @classmethod
+    def _distinct(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(temperatures)) != len(temperatures):
+            raise ValueError("temperatures must be distinct")
+        return temperatures
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class HiddenConfig:
+    layers: tuple[int, ...] = (-1,)
+    """Counted as `hidden_states` are: 0 is the embedding output, the last is -1."""
+    code: Literal["none", "float32", "float16"] = "float16"
+
+    @field_validator("layers")
+    @classmethod
+    def _distinct(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if not layers or len(set(layers)) != len(layers):
+            raise ValueError("layers must be distinct and at least one; write code: none for no hidden states")
+        return layers
+
+    @property
+    def stored_layers(self) -> tuple[int, ...]:
+        """Layers whose states a shard holds."""
+        return () if self.code == "none" else self.layers
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FileIdentity:
+    """One corpus file as stored, compressed or not; where it lies does not matter."""
+
+    num_bytes: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+    format: Literal["text", "text_file", "jsonl", "parquet"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CorpusIdentity:
+    files: tuple[FileIdentity, ...]
+    text_field: str
+    sequence_length: SequenceLength
+    packing: Packing
+    tokenizer_sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TeacherIdentity:
+    sha256: Sha256
+    dtype: Dtype
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Identity:
+    """What two caches must share to hold the same content."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    objective: Objective
+    corpus: CorpusIdentity
+    teacher: TeacherIdentity
+    masking: MaskingConfig
+    keep: KeepConfig
+    soft_labels: SoftLabelsConfig
+    hidden: HiddenConfig
+    unit_sequences: Positive
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return documents.digest_of(to_dict(self))
+
+
+def create_or_check(store: Store, identity: Identity, notes: dict[str, Any]) -> None:
+    """Writes `spec.json`, or checks that the one there has the same identity.
+
+    Raises:
+        UserError: the cache was built from another spec; names every differing field with both values.
+    """
+    document = {"fingerprint": identity.fingerprint, "identity": to_dict(identity), "notes": notes}
+    if store.create("spec.json", documents.dump(document)):
+        return
+    there, _ = read(store)
+    if there.fingerprint == identity.fingerprint:
+        return
+    rows = differences(to_dict(there), to_dict(identity))
+    listed = "\n".join(f"  {path}: {left!r} in the cache, {right!r} in the spec" for path, left, right in rows)
+    raise UserError(
+        f"{store.url} was built from another spec:\n{listed}\nchoose another `cache` URL, or the cache's own values"
+    )
+
+
+def read(store: Store) -> tuple[Identity, dict[str, Any]]:
+    """The identity and the notes of the cache at `store`.
+
+    Raises:
+        UserError: there is no cache, or its spec is damaged or of another format version.
+    """
+    name = f"{store.url}/spec.json"
+    try:
+        data = store.read("spec.json", max_bytes=documents.MAX_DOCUMENT_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"{store.url} is no teacher cache: it has no spec.json") from None
+    document = documents.parse(data, name=name)
+    version = document.get("identity", {}).get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{name} has format version {version!r}; this program reads version {FORMAT_VERSION}")
+    try:
+        identity = TypeAdapter(Identity).validate_python(document["identity"])
+    except ValidationError as error:
+        raise UserError(f"{name} is refused:\n{explain(error, Identity)}") from None
+    if identity.fingerprint != document.get("fingerprint"):
+        raise UserError(f"{name} is damaged: its fingerprint does not belong to its identity")
+    return identity, dict(document.get("notes", {}))
+
+
+def differences(left: Any, right: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted paths at which two trees of plain values differ, with both values."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        rows = [differences(left.get(key), right.get(key), f"{path}.{key}") for key in sorted({*left, *right})]
+        return [row for group in rows for row in group]
+    return [] if left == right else [(path.lstrip("."), left, right)]

@@ -1,0 +1,44 @@
+"""How often each token stands in the corpus, and how likely policy `rare` masks it: solved once, read by all."""
+
+from itertools import islice
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from teacher_cache.errors import UserError
+from teacher_cache.format.sequences import Sequences
+from teacher_cache.format.store import Store
+
+KEY = "sequences/token_counts.safetensors"
+MAX_BYTES = 2**28
+
+
+def exists(store: Store) -> bool:
+    return store.exists(KEY)
+
+
+def count(corpus: Sequences, vocab_size: int) -> np.ndarray:
+    """`[V]` int64: occurrences of each token in the unmasked corpus."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    ids = (sequence.input_ids for sequence in corpus.read(0, corpus.num_sequences))
+    while batch := list(islice(ids, 4096)):
+        counts += np.bincount(np.concatenate(batch), minlength=vocab_size)
+    return counts
+
+
+def create(store: Store, counts: np.ndarray, mask_probability: np.ndarray) -> None:
+    """Stores `[V]` counts and float64 `[V]` probabilities, unless they are there."""
+    store.create(KEY, save({"counts": counts, "mask_probability": mask_probability}))
+
+
+def read_mask_probability(store: Store) -> np.ndarray:
+    """float64 `[V]`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return load(store.read(KEY, max_bytes=MAX_BYTES))["mask_probability"]
+    except (FileNotFoundError, KeyError, SafetensorError) as error:
+        raise UserError(f"{store.url}/{KEY} is missing or damaged ({error}); run the build again") from None

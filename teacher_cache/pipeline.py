@@ -1,0 +1,302 @@
+"""Building a cache: the Ray Data shell around `corpus`, `units` and `format`. No maths in it.
+
+Corpus files become sequences once; units of sequences become shards, one actor call and one receipt each. What is
+committed in the store is never done again, so running a build again finishes it.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from teacher_cache.config import CacheSpec, ExecutionConfig
+from teacher_cache.corpus.files import CorpusFile, resolve
+from teacher_cache.errors import UserError
+from teacher_cache.format import documents, manifest, sequences, spec, teacher_files, token_counts
+from teacher_cache.format.manifest import Digests
+from teacher_cache.format.sequences import Sequences
+from teacher_cache.format.spec import CorpusIdentity, FileIdentity, Identity, TeacherIdentity
+from teacher_cache.format.store import Store
+from teacher_cache.masking import rare_probabilities
+from teacher_cache.shell.ray_session import gpus_each, ray_session
+from teacher_cache.workers import TokeniseFile, UnitWorker, describe_file, tokeniser
+
+WAVE_UNITS = 10_000
+"""Units given to Ray at once: each costs the driver an object."""
+TOKENISER_CPUS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSummary:
+    """What a build did and what the cache now holds."""
+
+    cache: str
+    fingerprint: str
+    num_views: int
+    num_sequences: int
+    """Of the corpus; each is in every view."""
+    num_tokens: int
+    num_units_built: int
+    """By this call; the others were committed before."""
+    num_kept: int
+    num_bytes: int
+    """Of all shards of all views."""
+    bytes_per_token: float
+    """Per corpus token and view."""
+    bytes_per_kept_position: float
+    seconds: float
+    tokens_per_s: float
+    """Teacher's, over this call's units; 0 if there were none."""
+
+
+def build(spec: CacheSpec, *, progress: bool = True) -> BuildSummary:
+    """Builds a cache, or finishes one: sequences, then view after view, each sealed when whole.
+
+    Raises:
+        UserError: bad input, found before any work where possible; or units that the teacher could not do, after
+            all others are committed.
+    """
+    start = time.perf_counter()
+    with ExitStack() as resources:
+        store = Store(spec.cache)
+        corpus = resolve(spec.corpus.paths, spec.corpus.format)
+        folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
+        teacher, tokenizer_digest = prepare_teacher(spec, folder)
+        execution = spec.execution
+        resources.enter_context(
+            ray_session(address=execution.address, num_cpus=_num_cpus(execution), log_to_driver=False)
+        )
+        _quiet_ray_data()
+        files = describe_files(corpus)
+        identity = identify(spec, files, teacher, tokenizer_digest)
+        declare(store, identity, spec, files, folder)
+        corpus_sequences = build_sequences(store, identity, files, progress=progress)
+        asked = time.perf_counter()
+        receipts: list[dict[str, Any]] = []
+        for view in range(spec.views):
+            receipts += build_view(store, identity, view, corpus_sequences, execution, progress=progress)
+        end = time.perf_counter()
+        return _summary(store, spec.views, corpus_sequences, receipts, seconds=end - start, asked_s=end - asked)
+
+
+def prepare_teacher(spec: CacheSpec, folder: Path) -> tuple[TeacherIdentity, str]:
+    """Loads and checks the teacher, saves it to `folder`; its identity, and its tokenizer's digest."""
+    from teacher_cache import teacher as teachers
+
+    loaded = teachers.load_teacher(spec.teacher.model, spec.teacher.revision)
+    teachers.check_sequence_length(loaded.model.config, spec.corpus.sequence_length)
+    teachers.check_hidden_layers(loaded.model.config, spec.hidden.stored_layers)
+    teachers.check_top_k(loaded.model.config, spec.soft_labels.top_k)
+    teachers.save_teacher(loaded, folder)
+    identity = TeacherIdentity(sha256=teachers.teacher_sha256(folder), dtype=spec.teacher.dtype)
+    return identity, teachers.tokenizer_sha256(loaded.tokenizer)
+
+
+def describe_files(corpus: Sequence[tuple[str, str]]) -> list[CorpusFile]:
+    """Size and digest of every corpus file, in order."""
+    items = [{"file": file, "url": url, "format": format} for file, (url, format) in enumerate(corpus)]
+    described = {row["file"]: row for row in _run(items, describe_file, num_cpus=TOKENISER_CPUS)}
+    return [CorpusFile(**_without(described[file], "file")) for file in range(len(corpus))]
+
+
+def identify(spec: CacheSpec, files: Sequence[CorpusFile], teacher: TeacherIdentity, tokenizer_digest: str) -> Identity:
+    """All that decides the cache's content."""
+    return Identity(
+        objective=spec.objective,
+        corpus=CorpusIdentity(
+            files=tuple(FileIdentity(num_bytes=f.num_bytes, sha256=f.sha256, format=f.format) for f in files),  # type: ignore[arg-type]  # pydantic checks the format's name
+            text_field=spec.corpus.text_field,
+            sequence_length=spec.corpus.sequence_length,
+            packing=spec.corpus.packing,
+            tokenizer_sha256=tokenizer_digest,
+        ),
+        teacher=teacher,
+        masking=spec.masking,
+        keep=spec.keep,
+        soft_labels=spec.soft_labels,
+        hidden=spec.hidden,
+        unit_sequences=spec.unit_sequences,
+    )
+
+
+def declare(store: Store, identity: Identity, cache: CacheSpec, files: Sequence[CorpusFile], folder: Path) -> None:
+    """Writes spec and teacher into the store, or checks that the same are there."""
+    notes = {
+        "corpus": [file.url for file in files],
+        "teacher": {"model": cache.teacher.model, "revision": cache.teacher.revision},
+    }
+    spec.create_or_check(store, identity, notes)
+    teacher_files.put(store, folder)
+
+
+def build_sequences(store: Store, identity: Identity, files: Sequence[CorpusFile], *, progress: bool) -> Sequences:
+    """Tokenises the files that are not committed yet, in parallel, and seals the sequences."""
+    try:
+        return Sequences(store)
+    except FileNotFoundError:
+        pass
+    done = sequences.committed_files(store)
+    items = [
+        {"file": place, "url": file.url, "format": file.format} for place, file in enumerate(files) if place not in done
+    ]
+    work = TokeniseFile(store.url)
+    for _ in tqdm(
+        _run(items, work, num_cpus=TOKENISER_CPUS), "tokenising", len(items), unit=" files", disable=not progress
+    ):
+        pass
+    sequences.seal(store, len(files), identity.fingerprint)
+    sealed = Sequences(store)
+    if not sealed.num_sequences:
+        raise UserError(f"the corpus has no usable text: {len(files)} files, no token; check corpus.paths and format")
+    return sealed
+
+
+def build_view(
+    store: Store, identity: Identity, view: int, corpus: Sequences, execution: ExecutionConfig, *, progress: bool
+) -> list[dict[str, Any]]:
+    """Builds the units of a view that are not committed yet, and seals it; receipts of the units built.
+
+    Raises:
+        UserError: some units failed; all others are committed.
+    """
+    num_units = -(-corpus.num_sequences // identity.unit_sequences)
+    if manifest.newest_generation(store, view) is not None:
+        return []
+    if identity.masking.policy == "rare":
+        _count_tokens(store, identity, corpus)
+    done = manifest.committed_units(store, view)
+    pending = [unit for unit in range(num_units) if unit not in done]
+    bar = tqdm(desc=f"view {view}", unit=" tokens", unit_scale=True, disable=not progress, total=corpus.num_tokens)
+    # Units hold like numbers of tokens, so those done before are shown by their share.
+    bar.update(corpus.num_tokens * (num_units - len(pending)) // num_units)
+    receipts, num_bytes = [], 0
+    for receipt in _build_units(store, view, pending, execution):
+        receipts.append(receipt)
+        num_bytes += receipt["num_bytes"]
+        bar.update(receipt["num_tokens"])
+        bar.set_postfix_str(f"{num_bytes / 2**20:.1f} MiB written")
+    bar.close()
+    failed = [receipt for receipt in receipts if receipt["error"]]
+    if failed:
+        causes = "\n".join(f"  unit {receipt['unit']}: {receipt['error']}" for receipt in failed[:5])
+        raise UserError(
+            f"{len(failed)} of {num_units} units of view {view} failed, all others are committed:\n{causes}\n"
+            "mend the cause and run the build again: it does only these"
+        )
+    digests = Digests(
+        spec=documents.sha256(store.read("spec.json", max_bytes=documents.MAX_DOCUMENT_BYTES)),
+        teacher=teacher_files.digest(store),
+        sequences=corpus.sha256,
+    )
+    manifest.seal(store, view=view, num_units=num_units, fingerprint=identity.fingerprint, digests=digests)
+    return receipts
+
+
+def _build_units(
+    store: Store, view: int, pending: Sequence[int], execution: ExecutionConfig
+) -> Iterator[dict[str, Any]]:
+    import ray
+
+    num_gpus = gpus_each(execution.gpus_per_worker)
+    workers = execution.num_workers
+    units = iter({"view": view, "unit": unit} for unit in pending)
+    while wave := list(islice(units, WAVE_UNITS)):
+        if isinstance(workers, tuple):
+            pool = ray.data.ActorPoolStrategy(min_size=workers[0], max_size=workers[1])
+        else:
+            pool = ray.data.ActorPoolStrategy(size=min(workers, len(wave)))
+        arguments = {
+            "url": store.url,
+            "batch_tokens": execution.batch_tokens,
+            "num_threads": execution.cpus_per_worker,
+            "on_gpu": num_gpus > 0,
+        }
+        yield from _run(
+            wave,
+            UnitWorker,
+            compute=pool,
+            num_cpus=execution.cpus_per_worker,
+            num_gpus=num_gpus or None,
+            fn_constructor_kwargs=arguments,
+        )
+
+
+def _count_tokens(store: Store, identity: Identity, corpus: Sequences) -> None:
+    """Solves the masking probabilities of policy `rare` on the corpus, once."""
+    if token_counts.exists(store):
+        return
+    from teacher_cache.units import vocabulary_of
+
+    vocabulary = vocabulary_of(tokeniser(store.url)[2])
+    counts = token_counts.count(corpus, vocabulary.size)
+    token_counts.create(store, counts, rare_probabilities(counts, identity.masking.rate, vocabulary.special_ids))
+
+
+def _run(
+    items: Sequence[dict[str, Any]], work: Callable[..., Any] | type, **resources: Any
+) -> Iterator[dict[str, Any]]:
+    """One call of `work` an item on Ray Data, results as they come.
+
+    Raises:
+        UserError: `work` gave back an error without a unit to charge it to.
+    """
+    import ray
+
+    if not items:
+        return
+    dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+    for row in dataset.map(work, **resources).iter_rows():
+        if row.get("error") and "unit" not in row:
+            raise UserError(row["error"])
+        yield row
+
+
+def _num_cpus(execution: ExecutionConfig) -> int:
+    """Logical CPUs a local Ray needs: the actors', and one for each operator beside them, or Ray Data stalls."""
+    workers = execution.num_workers
+    return (workers[1] if isinstance(workers, tuple) else workers) * execution.cpus_per_worker + 2
+
+
+def _quiet_ray_data() -> None:
+    import ray
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in (*names, "error")}
+
+
+def _summary(
+    store: Store,
+    num_views: int,
+    corpus: Sequences,
+    receipts: Sequence[dict[str, Any]],
+    *,
+    seconds: float,
+    asked_s: float,
+) -> BuildSummary:
+    shards = [shard for view in range(num_views) for shard in manifest.read(store, view).shards]
+    num_bytes, num_kept = sum(shard.num_bytes for shard in shards), sum(shard.num_kept for shard in shards)
+    return BuildSummary(
+        cache=store.url,
+        fingerprint=corpus.fingerprint,
+        num_views=num_views,
+        num_sequences=corpus.num_sequences,
+        num_tokens=corpus.num_tokens,
+        num_units_built=len(receipts),
+        num_kept=num_kept,
+        num_bytes=num_bytes,
+        bytes_per_token=num_bytes / (corpus.num_tokens * num_views),
+        bytes_per_kept_position=num_bytes / max(num_kept, 1),
+        seconds=seconds,
+        tokens_per_s=sum(receipt["num_tokens"] for receipt in receipts) / asked_s,
+    )

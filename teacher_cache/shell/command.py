@@ -1,0 +1,58 @@
+"""What both command lines share: results for people or as JSON, one message and a status for errors."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from teacher_cache.errors import UserError
+
+Render = Callable[[Any], str]
+
+
+def run(work: Callable[[], Any], *, as_json: bool, render: Render) -> int:
+    """Runs a command and prints its result; the exit status.
+
+    0 done; 1 a check found damage (the result's `ok` is False); 2 the user's to mend; 130 interrupted. Results go
+    to standard output, messages to standard error.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        _quiet_transformers()
+        result = work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    print(json.dumps(result, indent=2) if as_json else render(result), flush=True)
+    return 0 if not isinstance(result, dict) or result.get("ok", True) else 1
+
+
+def pairs(result: dict[str, Any]) -> str:
+    """A result as aligned lines of name and value."""
+    width = max(map(len, result))
+    return "\n".join(f"{name.replace('_', ' '):{width}}  {_readable(value)}" for name, value in result.items())
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_readable(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_readable, value))
+    return str(value)
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()

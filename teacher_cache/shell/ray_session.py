@@ -1,0 +1,59 @@
+"""One way to get a Ray: the caller's, a cluster's, or a local one of this process's own."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from teacher_cache.errors import UserError
+
+LOCAL_OBJECT_STORE_BYTES = 200 * 2**20
+"""Receipts and small arguments only: tensors never cross the object store."""
+
+
+@contextlib.contextmanager
+def ray_session(*, address: str | None, num_cpus: int, log_to_driver: bool) -> Iterator[None]:
+    """Connects to Ray, and leaves it as it was found.
+
+    Args:
+        address: of a running cluster; None takes RAY_ADDRESS, otherwise starts a local Ray.
+        num_cpus: logical CPUs that the work needs; a local Ray gets at least these.
+
+    Raises:
+        UserError: no cluster answers at the address.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    cluster = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if cluster:
+            ray.init(address=cluster, log_to_driver=log_to_driver, logging_level=logging.WARNING)
+        else:
+            # Ray Train polls its workers; a laptop should not wait 2 s for each answer.
+            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+            ray.init(
+                address="local",  # without it Ray joins whatever cluster was last seen on this machine
+                num_cpus=max(num_cpus, os.cpu_count() or 1),
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=log_to_driver,
+                logging_level=logging.WARNING,
+            )
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster answers at {cluster}: {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def gpus_each(wanted: float | None) -> float:
+    """GPUs of a worker: as wanted, or one each where the connected cluster has any."""
+    import ray
+
+    if wanted is not None:
+        return wanted
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0

@@ -1,0 +1,93 @@
+"""Configuration: one YAML file, dotted overrides, and the same typed objects in Python.
+
+OmegaConf reads YAML and `key.path=value` overrides (and `${oc.env:NAME}`), pydantic checks the result. Both
+refuse early: nothing here touches hardware or a store.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from teacher_cache.errors import UserError
+
+Spec = TypeVar("Spec")
+
+STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
+"""For every configuration dataclass: unknown keys are errors."""
+
+
+def load(spec_type: type[Spec], path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """Reads a YAML file, applies `key.path=value` overrides and validates.
+
+    Raises:
+        UserError: the file is missing or no mapping, an override is malformed, or a value is refused.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(_checked(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except FileNotFoundError:
+        raise UserError(f"configuration file {path} does not exist") from None
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration {path} cannot be read: {error}") from None
+    if not isinstance(values, Mapping):
+        raise UserError(f"configuration {path} must be a mapping of keys to values, not a {type(values).__name__}")
+    return parse(spec_type, values, source=str(path))
+
+
+def parse(spec_type: type[Spec], values: Mapping[Any, Any], *, source: str = "configuration") -> Spec:
+    """Builds a configuration dataclass from plain values.
+
+    Raises:
+        UserError: every refused key in one message, unknown ones with the valid keys of their place.
+    """
+    try:
+        return TypeAdapter(spec_type).validate_python(values)
+    except ValidationError as error:
+        raise UserError(f"{source} is refused:\n{explain(error, spec_type)}") from None
+
+
+def to_dict(spec: Any) -> dict[str, Any]:
+    """The plain values of a configuration dataclass, as `parse` takes them (JSON types only)."""
+    values: dict[str, Any] = TypeAdapter(type(spec)).dump_python(spec, mode="json")
+    return values
+
+
+def explain(error: ValidationError, spec_type: type) -> str:
+    """One line a refused key: where, what was given, what is wanted."""
+    return "\n".join(_line(item, spec_type) for item in error.errors())
+
+
+def _line(item: Any, spec_type: type) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"  {where}: unknown key; valid keys here: {', '.join(_fields_at(spec_type, item['loc'][:-1]))}"
+    message = item["msg"].removeprefix("Value error, ")
+    given = "" if item["type"] in ("missing", "missing_argument") else f" (got {item['input']!r})"
+    return f"  {where}: {message}{given}" if where else f"  {message}"
+
+
+def _fields_at(spec_type: Any, location: Sequence[Any]) -> list[str]:
+    """Field names of the dataclass that lies at `location` below `spec_type`."""
+    for part in location:
+        if dataclasses.is_dataclass(spec_type):
+            spec_type = typing.get_type_hints(spec_type).get(str(part), spec_type)
+        members = typing.get_args(spec_type) if isinstance(spec_type, types.UnionType) else (spec_type,)
+        spec_type = next((member for member in members if dataclasses.is_dataclass(member)), spec_type)
+    if not dataclasses.is_dataclass(spec_type):
+        return []
+    return [field.name for field in dataclasses.fields(spec_type)]
+
+
+def _checked(overrides: Sequence[str]) -> list[str]:
+    for override in overrides:
+        if "=" not in override or override.startswith("-"):
+            raise UserError(f"override {override!r} must look like key.path=value, for example teacher.dtype=float32")
+    return list(overrides)

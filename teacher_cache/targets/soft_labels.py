@@ -1,0 +1,122 @@
+"""Soft labels: the top k logits of a row, and the exact mass of everything else at a few temperatures.
+
+Never renormalised: at temperature 2 most of a masked-LM row's mass lies outside any small k, and a
+renormalised top k is a different loss. What is stored is used in one of two ways, which the student chooses:
+`bucket` (the k tokens and one bucket) or `replay` (the whole row, rebuilt from the hidden state).
+
+Legend: K kept positions, V vocabulary, k top tokens, d hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from teacher_cache.errors import UserError
+from teacher_cache.targets.heads import OutputHead, head_logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftLabels:
+    """What is kept of K rows of logits."""
+
+    topk_ids: torch.Tensor
+    """int64 `[K, k]`, ascending."""
+    topk_logits: torch.Tensor
+    """float32 `[K, k]`."""
+    rest_log_sum_exp: dict[float, torch.Tensor]
+    """Temperature to float32 `[K]`: log sum of exp(logit / temperature) outside the top k; empty where k = V."""
+
+    @classmethod
+    def of_row(cls, row: Any) -> "SoftLabels":
+        """From a `teacher_cache.format.shard.Row`."""
+        return cls(
+            topk_ids=torch.from_numpy(row.topk_ids.astype("int64")),
+            topk_logits=torch.tensor(row.topk_logits),
+            rest_log_sum_exp={key: torch.tensor(values) for key, values in row.rest_log_sum_exp.items()},
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["SoftLabels"]) -> "SoftLabels":
+        """The rows of several, one after the other."""
+        temperatures = list(parts[0].rest_log_sum_exp)
+        return cls(
+            topk_ids=torch.cat([part.topk_ids for part in parts]),
+            topk_logits=torch.cat([part.topk_logits for part in parts]),
+            rest_log_sum_exp={key: torch.cat([part.rest_log_sum_exp[key] for part in parts]) for key in temperatures},
+        )
+
+    def __getitem__(self, rows: Any) -> "SoftLabels":
+        """The soft labels of some of the rows."""
+        return SoftLabels(
+            topk_ids=self.topk_ids[rows],
+            topk_logits=self.topk_logits[rows],
+            rest_log_sum_exp={key: values[rows] for key, values in self.rest_log_sum_exp.items()},
+        )
+
+    def to(self, device: torch.device) -> "SoftLabels":
+        return SoftLabels(
+            topk_ids=self.topk_ids.to(device, non_blocking=True),
+            topk_logits=self.topk_logits.to(device, non_blocking=True),
+            rest_log_sum_exp={key: rest.to(device, non_blocking=True) for key, rest in self.rest_log_sum_exp.items()},
+        )
+
+
+def keep_top(logits: torch.Tensor, *, top_k: int, temperatures: Sequence[float]) -> SoftLabels:
+    """Keeps the top k of logits `[K, V]`, and the rest's log-sum-exp at each temperature.
+
+    The rest is summed over the rest, not taken as a difference, so its mass is positive by construction.
+    """
+    logits = logits.float()
+    ids = logits.topk(top_k, dim=-1).indices.sort(dim=-1).values
+    rest = {}
+    if top_k < logits.shape[-1]:
+        outside = logits.scatter(-1, ids, -torch.inf)
+        rest = {temperature: (outside / temperature).logsumexp(dim=-1) for temperature in temperatures}
+    return SoftLabels(topk_ids=ids, topk_logits=logits.gather(-1, ids), rest_log_sum_exp=rest)
+
+
+def bucket_log_probabilities(soft_labels: SoftLabels, temperature: float) -> torch.Tensor:
+    """Teacher log-probabilities `[K, k + 1]` of the top k and of the rest (`[K, V]`, no rest, where k = V).
+
+    Raises:
+        UserError: the rest is not stored at `temperature`.
+    """
+    scaled = soft_labels.topk_logits / temperature
+    if not soft_labels.rest_log_sum_exp:
+        return scaled.log_softmax(dim=-1)
+    check_stored(temperature, list(soft_labels.rest_log_sum_exp))
+    rest = soft_labels.rest_log_sum_exp[temperature]
+    return torch.cat([scaled, rest[:, None]], dim=-1).log_softmax(dim=-1)
+
+
+def replay_log_probabilities(
+    hidden: torch.Tensor, head: OutputHead, soft_labels: SoftLabels, temperature: float
+) -> torch.Tensor:
+    """Teacher log-probabilities `[K, V]` rebuilt from the last hidden states `[K, d]`, in float32.
+
+    The stored logits are put in exactly. At a stored temperature the rest is scaled to its exact mass; at others
+    it is used as rebuilt.
+    """
+    if soft_labels.topk_ids.shape[-1] == head.decoder_weight.shape[0]:
+        return (soft_labels.topk_logits / temperature).log_softmax(dim=-1)
+    scaled = head_logits(head, hidden).float() / temperature
+    if temperature in soft_labels.rest_log_sum_exp:
+        rebuilt = scaled.scatter(-1, soft_labels.topk_ids, -torch.inf).logsumexp(dim=-1)
+        scaled = scaled + (soft_labels.rest_log_sum_exp[temperature] - rebuilt)[:, None]
+    return scaled.scatter(-1, soft_labels.topk_ids, soft_labels.topk_logits / temperature).log_softmax(dim=-1)
+
+
+def check_stored(temperature: float, stored: Sequence[float]) -> None:
+    """Refuses a temperature at which the mass of the rest is not stored.
+
+    Raises:
+        UserError: names the temperatures that are.
+    """
+    if temperature not in stored:
+        listed = ", ".join(f"{value:g}" for value in stored)
+        raise UserError(
+            f"soft_labels: bucket needs a temperature that the cache stores ({listed}), not {temperature:g}; "
+            "use one of these, or soft_labels: replay"
+        )

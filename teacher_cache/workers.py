@@ -1,0 +1,145 @@
+"""What runs on Ray workers: corpus files described and tokenised, units asked of the teacher.
+
+Each call takes and gives back a small dictionary. What goes wrong comes back as `error`, because an exception would
+stop the whole dataset.
+"""
+
+import logging
+import time
+from dataclasses import asdict
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+from teacher_cache.corpus.files import describe
+from teacher_cache.corpus.sequences import sequences as tokenise
+from teacher_cache.errors import UserError
+from teacher_cache.format import manifest, sequences, token_counts
+from teacher_cache.format.cache import open_cache
+from teacher_cache.format.manifest import Shard
+from teacher_cache.format.objects import ObjectRef, put_content
+from teacher_cache.format.sequences import Sequences, TokenisedFile
+from teacher_cache.format.shard import encode
+from teacher_cache.format.spec import Identity
+from teacher_cache.format.store import Store
+
+
+def describe_file(item: dict[str, Any]) -> dict[str, Any]:
+    try:
+        described = describe(str(item["url"]), str(item["format"]))
+    except UserError as error:
+        return {"file": item["file"], "error": str(error)}
+    return {"file": item["file"], "error": "", **asdict(described)}
+
+
+class TokeniseFile:
+    """A Ray task: one corpus file becomes parts and a commit. A user's mistake comes back as its message."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._tokenise(item)
+        except UserError as error:
+            return {"file": item["file"], "error": str(error)}
+        return {"file": item["file"], "error": ""}
+
+    def _tokenise(self, item: dict[str, Any]) -> None:
+        store, identity, tokenizer = tokeniser(self._url)
+        file = int(item["file"])
+        stream = tokenise(
+            str(item["url"]),
+            format=str(item["format"]),
+            text_field=identity.corpus.text_field,
+            tokenizer=tokenizer,
+            sequence_length=identity.corpus.sequence_length,
+            packing=identity.corpus.packing,
+        )
+        parts: list[tuple[ObjectRef, int, int]] = []
+        num_documents = 0
+        while batch := list(islice(stream, sequences.PART_SEQUENCES)):
+            places = [sequence.document for sequence in batch]
+            parts.append(
+                sequences.write_part(store, file, len(parts), [sequence.input_ids for sequence in batch], places)
+            )
+            num_documents = places[-1] + 1
+        sequences.commit_file(store, file, TokenisedFile(parts=tuple(parts), num_documents=num_documents))
+
+
+@lru_cache(maxsize=4)
+def tokeniser(url: str) -> tuple[Store, Identity, Any]:
+    """Once per Ray worker process, not per file."""
+    from transformers import AutoTokenizer
+
+    cache = open_cache(url)
+    return cache.store, cache.spec, AutoTokenizer.from_pretrained(cache.teacher.folder)
+
+
+class UnitWorker:
+    """A Ray Data actor: a teacher, asked unit by unit. Gets paths and names, never weights."""
+
+    def __init__(self, url: str, batch_tokens: int, num_threads: int, on_gpu: bool) -> None:
+        import torch
+
+        from teacher_cache.teacher import Teacher, load_teacher
+        from teacher_cache.units import vocabulary_of
+
+        torch.set_num_threads(num_threads)
+        self._cache = open_cache(url)
+        self._identity, self._store = self._cache.spec, self._cache.store
+        loaded = load_teacher(str(self._cache.teacher.folder))
+        self._device = torch.device("cuda" if on_gpu else "cpu")
+        self._teacher = Teacher(loaded, getattr(torch, self._identity.teacher.dtype), self._device)
+        is_rare = self._identity.masking.policy == "rare"
+        self._vocabulary = vocabulary_of(
+            loaded.tokenizer, token_counts.read_mask_probability(self._store) if is_rare else None
+        )
+        self._pad_id = loaded.tokenizer.pad_token_id
+        self._sequences = Sequences(self._store)
+        self._batch_tokens = batch_tokens
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        view, unit = int(item["view"]), int(item["unit"])
+        start = time.perf_counter()
+        try:
+            shard, error = self._build(view, unit), ""
+        except Exception as failure:  # an exception would stop the whole dataset: it goes back as a receipt
+            logging.getLogger(__name__).exception("unit %d of view %d failed", unit, view)
+            shard, error = None, f"{type(failure).__name__}: {failure}"
+        return {
+            "unit": unit,
+            "error": error,
+            "num_tokens": shard.num_tokens if shard else 0,
+            "num_bytes": shard.num_bytes if shard else 0,
+            "seconds": time.perf_counter() - start,
+        }
+
+    def _build(self, view: int, unit: int) -> Shard:
+        from teacher_cache.units import compute_unit
+
+        size = self._identity.unit_sequences
+        stored = list(self._sequences.read(unit * size, (unit + 1) * size))
+        rows = compute_unit(
+            stored,
+            view,
+            teacher=self._teacher,
+            vocabulary=self._vocabulary,
+            pad_id=self._pad_id,
+            identity=self._identity,
+            batch_tokens=self._batch_tokens,
+        )
+        fingerprint = self._identity.fingerprint
+        metadata = {"fingerprint": fingerprint, "view": view, "unit": unit, "device": self._device.type}
+        labels, hidden = encode(rows, self._identity, metadata=metadata)
+        prefix = f"shards/{view:05d}/{unit:09d}"
+        shard = Shard(
+            unit=unit,
+            labels=put_content(self._store, prefix, ".labels.parquet", labels),
+            hidden=put_content(self._store, prefix, ".hidden.parquet", hidden) if hidden is not None else None,
+            num_sequences=len(rows),
+            num_tokens=sum(len(row.input_ids) for row in rows),
+            num_labels=sum(len(row.label_positions) for row in rows),
+            num_kept=sum(len(row.kept_positions) for row in rows),
+        )
+        return manifest.commit(self._store, view, shard, fingerprint)
