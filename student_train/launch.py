@@ -126,7 +126,7 @@ def sum_sequences(trainer: Trainer, first_step: int) -> int:
 
 def _fit(spec: StudentSpec) -> dict[str, Any]:
     from pyarrow.fs import FSSpecHandler, PyFileSystem
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -140,6 +140,7 @@ def _fit(spec: StudentSpec) -> dict[str, Any]:
         storage_path=f"{store.root}/ray",
         storage_filesystem=None if store.is_local else PyFileSystem(FSSpecHandler(store.fs)),
         failure_config=FailureConfig(max_failures=spec.execution.max_failures),
+        logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # V2's RunConfig has it
     )
     trainer = TorchTrainer(
         _train_loop,  # type: ignore[arg-type]  # Ray Train V2 hands back rank 0's return value, its types say None

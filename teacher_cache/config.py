@@ -51,8 +51,8 @@ class TeacherConfig:
 class ExecutionConfig:
     """How the work is done; no part of a cache's identity."""
 
-    num_workers: Positive | tuple[Positive, Positive] = 1
-    """Teacher actors, or [min, max] to scale between."""
+    num_workers: Annotated[int, Field(ge=0)] | tuple[Positive, Positive] = 1
+    """Teacher actors, or [min, max] to scale between; 0 works in this process, without Ray."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """None: one each where the Ray cluster has GPUs, otherwise none."""
     cpus_per_worker: Positive = 1

@@ -4,13 +4,11 @@ Corpus files become sequences once; units of sequences become shards, one actor 
 committed in the store is never done again, so running a build again finishes it.
 """
 
-import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +17,14 @@ from tqdm import tqdm
 from teacher_cache.config import CacheSpec, ExecutionConfig
 from teacher_cache.corpus.files import CorpusFile, resolve
 from teacher_cache.errors import UserError
+from teacher_cache.executors import Executor, Item, executor
 from teacher_cache.format import documents, manifest, sequences, spec, teacher_files, token_counts
 from teacher_cache.format.manifest import Digests
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.spec import CorpusIdentity, FileIdentity, Identity, TeacherIdentity
 from teacher_cache.format.store import Store
 from teacher_cache.masking import rare_probabilities
-from teacher_cache.shell.ray_session import gpus_each, ray_session
 from teacher_cache.workers import TokeniseFile, UnitWorker, describe_file, tokeniser
-
-WAVE_UNITS = 10_000
-"""Units given to Ray at once: each costs the driver an object."""
-TOKENISER_CPUS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,19 +63,15 @@ def build(spec: CacheSpec, *, progress: bool = True) -> BuildSummary:
         corpus = resolve(spec.corpus.paths, spec.corpus.format)
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         teacher, tokenizer_digest = prepare_teacher(spec, folder)
-        execution = spec.execution
-        resources.enter_context(
-            ray_session(address=execution.address, num_cpus=_num_cpus(execution), log_to_driver=False)
-        )
-        _quiet_ray_data()
-        files = describe_files(corpus)
+        workers = resources.enter_context(executor(spec.execution))
+        files = describe_files(corpus, workers)
         identity = identify(spec, files, teacher, tokenizer_digest)
         declare(store, identity, spec, files, folder)
-        corpus_sequences = build_sequences(store, identity, files, progress=progress)
+        corpus_sequences = build_sequences(store, identity, files, workers, progress=progress)
         asked = time.perf_counter()
-        receipts: list[dict[str, Any]] = []
+        receipts: list[Item] = []
         for view in range(spec.views):
-            receipts += build_view(store, identity, view, corpus_sequences, execution, progress=progress)
+            receipts += build_view(store, identity, view, corpus_sequences, spec.execution, workers, progress=progress)
         end = time.perf_counter()
         return _summary(store, spec.views, corpus_sequences, receipts, seconds=end - start, asked_s=end - asked)
 
@@ -99,10 +89,10 @@ def prepare_teacher(spec: CacheSpec, folder: Path) -> tuple[TeacherIdentity, str
     return identity, teachers.tokenizer_sha256(loaded.tokenizer)
 
 
-def describe_files(corpus: Sequence[tuple[str, str]]) -> list[CorpusFile]:
+def describe_files(corpus: Sequence[tuple[str, str]], workers: Executor) -> list[CorpusFile]:
     """Size and digest of every corpus file, in order."""
     items = [{"file": file, "url": url, "format": format} for file, (url, format) in enumerate(corpus)]
-    described = {row["file"]: row for row in _run(items, describe_file, num_cpus=TOKENISER_CPUS)}
+    described = {row["file"]: row for row in _checked(workers.tasks(items, describe_file))}
     return [CorpusFile(**_without(described[file], "file")) for file in range(len(corpus))]
 
 
@@ -136,7 +126,9 @@ def declare(store: Store, identity: Identity, cache: CacheSpec, files: Sequence[
     teacher_files.put(store, folder)
 
 
-def build_sequences(store: Store, identity: Identity, files: Sequence[CorpusFile], *, progress: bool) -> Sequences:
+def build_sequences(
+    store: Store, identity: Identity, files: Sequence[CorpusFile], workers: Executor, *, progress: bool
+) -> Sequences:
     """Tokenises the files that are not committed yet, in parallel, and seals the sequences."""
     try:
         return Sequences(store)
@@ -146,10 +138,8 @@ def build_sequences(store: Store, identity: Identity, files: Sequence[CorpusFile
     items = [
         {"file": place, "url": file.url, "format": file.format} for place, file in enumerate(files) if place not in done
     ]
-    work = TokeniseFile(store.url)
-    for _ in tqdm(
-        _run(items, work, num_cpus=TOKENISER_CPUS), "tokenising", len(items), unit=" files", disable=not progress
-    ):
+    results = _checked(workers.tasks(items, TokeniseFile(store.url)))
+    for _ in tqdm(results, "tokenising", len(items), unit=" files", disable=not progress):
         pass
     sequences.seal(store, len(files), identity.fingerprint)
     sealed = Sequences(store)
@@ -159,8 +149,15 @@ def build_sequences(store: Store, identity: Identity, files: Sequence[CorpusFile
 
 
 def build_view(
-    store: Store, identity: Identity, view: int, corpus: Sequences, execution: ExecutionConfig, *, progress: bool
-) -> list[dict[str, Any]]:
+    store: Store,
+    identity: Identity,
+    view: int,
+    corpus: Sequences,
+    execution: ExecutionConfig,
+    workers: Executor,
+    *,
+    progress: bool,
+) -> list[Item]:
     """Builds the units of a view that are not committed yet, and seals it; receipts of the units built.
 
     Raises:
@@ -177,7 +174,9 @@ def build_view(
     # Units hold like numbers of tokens, so those done before are shown by their share.
     bar.update(corpus.num_tokens * (num_units - len(pending)) // num_units)
     receipts, num_bytes = [], 0
-    for receipt in _build_units(store, view, pending, execution):
+    units = [{"view": view, "unit": unit} for unit in pending]
+    arguments = {"url": store.url, "batch_tokens": execution.batch_tokens, "num_threads": execution.cpus_per_worker}
+    for receipt in workers.actors(units, UnitWorker, arguments):
         receipts.append(receipt)
         num_bytes += receipt["num_bytes"]
         bar.update(receipt["num_tokens"])
@@ -199,35 +198,6 @@ def build_view(
     return receipts
 
 
-def _build_units(
-    store: Store, view: int, pending: Sequence[int], execution: ExecutionConfig
-) -> Iterator[dict[str, Any]]:
-    import ray
-
-    num_gpus = gpus_each(execution.gpus_per_worker)
-    workers = execution.num_workers
-    units = iter({"view": view, "unit": unit} for unit in pending)
-    while wave := list(islice(units, WAVE_UNITS)):
-        if isinstance(workers, tuple):
-            pool = ray.data.ActorPoolStrategy(min_size=workers[0], max_size=workers[1])
-        else:
-            pool = ray.data.ActorPoolStrategy(size=min(workers, len(wave)))
-        arguments = {
-            "url": store.url,
-            "batch_tokens": execution.batch_tokens,
-            "num_threads": execution.cpus_per_worker,
-            "on_gpu": num_gpus > 0,
-        }
-        yield from _run(
-            wave,
-            UnitWorker,
-            compute=pool,
-            num_cpus=execution.cpus_per_worker,
-            num_gpus=num_gpus or None,
-            fn_constructor_kwargs=arguments,
-        )
-
-
 def _count_tokens(store: Store, identity: Identity, corpus: Sequences) -> None:
     """Solves the masking probabilities of policy `rare` on the corpus, once."""
     if token_counts.exists(store):
@@ -239,36 +209,16 @@ def _count_tokens(store: Store, identity: Identity, corpus: Sequences) -> None:
     token_counts.create(store, counts, rare_probabilities(counts, identity.masking.rate, vocabulary.special_ids))
 
 
-def _run(
-    items: Sequence[dict[str, Any]], work: Callable[..., Any] | type, **resources: Any
-) -> Iterator[dict[str, Any]]:
-    """One call of `work` an item on Ray Data, results as they come.
+def _checked(results: Iterator[Item]) -> Iterator[Item]:
+    """Stops at the first error.
 
     Raises:
-        UserError: `work` gave back an error without a unit to charge it to.
+        UserError: its message.
     """
-    import ray
-
-    if not items:
-        return
-    dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
-    for row in dataset.map(work, **resources).iter_rows():
-        if row.get("error") and "unit" not in row:
-            raise UserError(row["error"])
-        yield row
-
-
-def _num_cpus(execution: ExecutionConfig) -> int:
-    """Logical CPUs a local Ray needs: the actors', and one for each operator beside them, or Ray Data stalls."""
-    workers = execution.num_workers
-    return (workers[1] if isinstance(workers, tuple) else workers) * execution.cpus_per_worker + 2
-
-
-def _quiet_ray_data() -> None:
-    import ray
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for result in results:
+        if result["error"]:
+            raise UserError(result["error"])
+        yield result
 
 
 def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -279,7 +229,7 @@ def _summary(
     store: Store,
     num_views: int,
     corpus: Sequences,
-    receipts: Sequence[dict[str, Any]],
+    receipts: Sequence[Item],
     *,
     seconds: float,
     asked_s: float,

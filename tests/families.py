@@ -7,7 +7,6 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, BertTokenizer, PreTrainedModel
 
 # On tensors this small a second thread only waits for the first, for seconds where cores are shared.
-torch.set_num_threads(1)
 
 FAMILIES = ("bert", "roberta", "albert", "electra", "distilbert")
 

@@ -27,6 +27,7 @@ def ray_session(*, address: str | None, num_cpus: int, log_to_driver: bool) -> I
     if ray.is_initialized():
         yield
         return
+    logging.getLogger("ray").setLevel(logging.ERROR)
     cluster = address or os.environ.get("RAY_ADDRESS")
     try:
         if cluster:
@@ -34,6 +35,7 @@ def ray_session(*, address: str | None, num_cpus: int, log_to_driver: bool) -> I
         else:
             # Ray Train polls its workers; a laptop should not wait 2 s for each answer.
             os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints each line of a worker twice
             ray.init(
                 address="local",  # without it Ray joins whatever cluster was last seen on this machine
                 num_cpus=max(num_cpus, os.cpu_count() or 1),

@@ -1,0 +1,104 @@
+"""`teacher-cache`: the command line."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from teacher_cache.shell import command, settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    work, render = _COMMANDS[options.command]
+    return command.run(lambda: work(options), as_json=options.json, render=render)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="teacher-cache", description="Ask a masked-LM teacher once.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    build = _add(commands, "build", "build a cache, or finish one")
+    build.add_argument("config", metavar="CONFIG", help="YAML file of a cache")
+    build.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example keep.unmasked=0.2 views=1")
+    for name, help_text in (
+        ("info", "what a cache is and holds"),
+        ("verify", "read everything and check every digest"),
+        ("show", "rows as text: the input, and what the teacher said"),
+    ):
+        _add(commands, name, help_text).add_argument("url", metavar="URL", help="folder or s3:// URL of a cache")
+    commands.choices["verify"].add_argument(
+        "--teacher", action="store_true", help="run the teacher anew on a sample, and report the difference"
+    )
+    show = commands.choices["show"]
+    show.add_argument("--view", type=int, default=0)
+    show.add_argument("--start", type=int, default=0, help="first sequence id (default 0)")
+    show.add_argument("--rows", type=int, default=3, help="how many sequences (default 3)")
+    return parser
+
+
+def _add(commands: Any, name: str, help_text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _build(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache.config import CacheSpec
+
+    spec = settings.load(CacheSpec, options.config, options.overrides)
+    from teacher_cache.pipeline import build
+
+    return asdict(build(spec, progress=not options.json))
+
+
+def _info(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache import inspect
+    from teacher_cache.format.cache import open_cache
+
+    return inspect.info(open_cache(options.url))
+
+
+def _verify(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache import inspect
+    from teacher_cache.format.cache import open_cache
+
+    return asdict(inspect.verify(open_cache(options.url), ask_teacher=options.teacher))
+
+
+def _show(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from teacher_cache import inspect
+    from teacher_cache.format.cache import open_cache
+
+    stop = options.start + options.rows
+    return inspect.show(open_cache(options.url), view=options.view, start=options.start, stop=stop)
+
+
+def _render_info(result: dict[str, Any]) -> str:
+    head = {name: result[name] for name in ("cache", "fingerprint", "num_views", "units_committed_in_next_view")}
+    views = [command.pairs(view) for view in result["views"]]
+    return "\n\n".join([command.pairs(head | result["notes"]), *views])
+
+
+def _render_verification(result: dict[str, Any]) -> str:
+    problems = "\n".join(f"  {problem}" for problem in result["problems"])
+    head = command.pairs({name: value for name, value in result.items() if name != "problems"})
+    return f"{head}\nproblems:\n{problems}" if problems else head
+
+
+def _render_rows(result: Any) -> str:
+    from teacher_cache.inspect import render_rows
+
+    return render_rows(result)
+
+
+_COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], command.Render]] = {
+    "build": (_build, command.pairs),
+    "info": (_info, _render_info),
+    "verify": (_verify, _render_verification),
+    "show": (_show, _render_rows),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Where the work of a build runs: on Ray Data, or in this process one item after the other.
+
+Items and results are small dictionaries; results come in any order.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Protocol
+
+from teacher_cache.config import ExecutionConfig
+from teacher_cache.shell.ray_session import gpus_each, ray_session
+
+Item = dict[str, Any]
+WAVE_ITEMS = 10_000
+"""Items given to Ray at once: each costs the driver an object."""
+
+
+class Executor(Protocol):
+    def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
+        """Calls a function once an item."""
+
+    def actors(self, items: Sequence[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
+        """Makes workers as `worker(on_gpu=…, **arguments)`, and calls one of them once an item."""
+
+
+class InProcess:
+    """One item after the other, without Ray: for debugging, and where there is none."""
+
+    def __init__(self, execution: ExecutionConfig) -> None:
+        self._execution = execution
+
+    def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
+        yield from map(work, items)
+
+    def actors(self, items: Sequence[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
+        import torch
+
+        if items:
+            on_gpu = torch.cuda.is_available() and self._execution.gpus_per_worker != 0
+            yield from map(worker(on_gpu=on_gpu, **arguments), items)
+
+
+class OnRay:
+    """Ray Data: tasks of one CPU each, and a pool of actors."""
+
+    def __init__(self, execution: ExecutionConfig) -> None:
+        self._execution = execution
+
+    def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
+        yield from self._map(items, work, num_cpus=1)
+
+    def actors(self, items: Sequence[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
+        import ray
+
+        workers = self._execution.num_workers
+        num_gpus = gpus_each(self._execution.gpus_per_worker)
+        left = iter(items)
+        while wave := list(islice(left, WAVE_ITEMS)):
+            if isinstance(workers, tuple):
+                pool = ray.data.ActorPoolStrategy(min_size=workers[0], max_size=workers[1])
+            else:
+                pool = ray.data.ActorPoolStrategy(size=min(workers, len(wave)))
+            yield from self._map(
+                wave,
+                worker,
+                compute=pool,
+                num_cpus=self._execution.cpus_per_worker,
+                num_gpus=num_gpus or None,
+                fn_constructor_kwargs={"on_gpu": num_gpus > 0, **arguments},
+            )
+
+    def _map(self, items: Sequence[Item], work: Any, **resources: Any) -> Iterator[Item]:
+        import ray
+
+        if items:
+            # One block an item: one call, one receipt.
+            dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+            yield from dataset.map(work, **resources).iter_rows()
+
+
+@contextlib.contextmanager
+def executor(execution: ExecutionConfig) -> Iterator[Executor]:
+    """The executor that a configuration asks for; leaves Ray as it was found."""
+    if execution.num_workers == 0:
+        yield InProcess(execution)
+        return
+    with ray_session(address=execution.address, num_cpus=_num_cpus(execution), log_to_driver=False):
+        _quiet_ray_data()
+        yield OnRay(execution)
+
+
+def _num_cpus(execution: ExecutionConfig) -> int:
+    """Logical CPUs a local Ray needs: the actors', and one for each operator beside them, or Ray Data stalls."""
+    workers = execution.num_workers
+    return (workers[1] if isinstance(workers, tuple) else workers) * execution.cpus_per_worker + 2
+
+
+def _quiet_ray_data() -> None:
+    import ray
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
