@@ -1,6 +1,6 @@
 """Checkpoints: safetensors and JSON under `checkpoints/step-<n>/`; `state.json`, written last, completes one.
 
-It lists the digests of the other files, so a kill at any moment leaves either a whole checkpoint or one that no
+It lists digests and sizes of the other files, so a kill at any moment leaves either a whole checkpoint or one that no
 restart believes.
 """
 
@@ -14,7 +14,6 @@ from teacher_cache.errors import UserError
 from teacher_cache.format import documents
 from teacher_cache.format.store import Store
 
-MAX_CHECKPOINT_BYTES = 2**36
 KEPT_CHECKPOINTS = 2
 """The newest, and the one before it, in case a worker still reads it."""
 
@@ -42,9 +41,11 @@ def save_checkpoint(store: Store, progress: Progress, model: torch.nn.Module, op
     files = {"model.safetensors": save(_model_tensors(model)), "optimizer.safetensors": save(_flat(optimizer))}
     for name, data in files.items():
         store.replace(f"{prefix}/{name}", data)
-    digests = {name: documents.sha256(data) for name, data in files.items()}
-    store.replace(f"{prefix}/state.json", documents.dump({"progress": asdict(progress), "files": digests}))
-    for old in store.list("checkpoints")[:-KEPT_CHECKPOINTS]:
+    listed = {name: {"sha256": documents.sha256(data), "num_bytes": len(data)} for name, data in files.items()}
+    store.replace(f"{prefix}/state.json", documents.dump({"progress": asdict(progress), "files": listed}))
+    # Later ones are torn: a run goes on from its newest whole one.
+    whole = [key for key in store.list("checkpoints") if key <= prefix]
+    for old in whole[:-KEPT_CHECKPOINTS]:
         store.delete_folder(old)
 
 
@@ -70,15 +71,16 @@ def load_checkpoint(store: Store, progress: Progress, model: torch.nn.Module, op
     state = documents.parse(
         store.read(f"{prefix}/state.json", max_bytes=documents.MAX_DOCUMENT_BYTES), name=f"{store.url}/{prefix}"
     )
-    tensors = {name: _read(store, f"{prefix}/{name}", digest) for name, digest in state["files"].items()}
+    tensors = {name: _read(store, f"{prefix}/{name}", **listed) for name, listed in state["files"].items()}
     model.load_state_dict(tensors["model.safetensors"], strict=False)  # tied tensors are saved once
     _unflatten(tensors["optimizer.safetensors"], optimizer)
 
 
-def _read(store: Store, key: str, digest: str) -> Tensors:
+def _read(store: Store, key: str, *, sha256: str, num_bytes: int) -> Tensors:
     try:
-        data = store.read(key, max_bytes=MAX_CHECKPOINT_BYTES)
-        if documents.sha256(data) == digest:
+        # Not a common bound for all: a local read takes the memory that it may fill at once.
+        data = store.read(key, max_bytes=num_bytes)
+        if documents.sha256(data) == sha256:
             return load(data)
     except (FileNotFoundError, SafetensorError):
         pass

@@ -47,19 +47,19 @@ def train(spec: StudentSpec) -> TrainSummary:
     Raises:
         UserError: bad input, found before any worker starts; or training that diverged.
     """
-    check(spec)
     execution = spec.execution
     if execution.num_workers == 0:
         torch.set_num_threads(max(execution.cpus_per_worker, torch.get_num_threads()))
         device = torch.device("cuda" if execution.gpus_per_worker != 0 and torch.cuda.is_available() else "cpu")
         return TrainSummary(**run_worker(spec, device=device, on_checkpoint=lambda report: None))
+    check(spec)
     num_cpus = execution.num_workers * execution.cpus_per_worker + 1
     with ray_session(address=execution.address, num_cpus=num_cpus, log_to_driver=True):
         return TrainSummary(**_fit(spec))
 
 
 def check(spec: StudentSpec) -> None:
-    """Builds all that a worker builds, on this machine's CPU, and looks for another run in the output.
+    """Builds all that a worker builds, before any worker is asked for, and looks for another run in the output.
 
     Raises:
         UserError: what a worker would fail of.
@@ -86,9 +86,9 @@ def run_worker(
         if log:
             log.step(report)
         if report.step % spec.execution.checkpoint_steps == 0 or report.step == report.num_steps:
-            trainer.save(store)
-            if log:
+            if log:  # first: a restart drops what lies behind its checkpoint, but cannot make up what is missing
                 log.flush()
+            trainer.save(store)
             on_checkpoint(report)
 
     start = time.perf_counter()
@@ -96,7 +96,7 @@ def run_worker(
     elapsed = time.perf_counter() - start
     if log:
         log.close()
-        export(trainer.model, store, spec=spec, caches=trainer.caches, last=last)
+        export(trainer.model, store, spec=spec, caches=trainer.caches, last=log.last)
     num_sequences = sum_sequences(trainer, resumed.step)
     return asdict(
         TrainSummary(

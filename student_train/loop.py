@@ -225,13 +225,13 @@ class Trainer:
         torch.manual_seed(key[0] >> 1)
 
     def _sum_gradients(self) -> None:
-        """One flat all-reduce of all gradients; a worker without rows adds zeros."""
-        if self.rank.size == 1:
-            return
+        """One flat all-reduce of all gradients; what no position needed has zeros, whatever the number of workers."""
         parameters = [parameter for parameter in self.modules.parameters() if parameter.requires_grad]
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        if self.rank.size == 1:
+            return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = self.rank.sum(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
@@ -267,6 +267,11 @@ def open_caches(spec: StudentSpec) -> list[Cache]:
         if not same:
             raise UserError(f"{cache.url} and {first.url} are of different teachers or tokenizers: one run needs one")
         _check_targets(cache, spec)
+        if (cache.spec.soft_labels, cache.last_hidden_layer) != (first.spec.soft_labels, first.last_hidden_layer):
+            raise UserError(
+                f"{cache.url} and {first.url} differ in soft_labels or in the name of the last hidden layer: "
+                "one run needs caches built alike"
+            )
     if len({cache.spec.keep.unmasked > 0 for cache in caches}) > 1:
         raise UserError("some caches keep unmasked positions and some do not: their losses have different means")
     return caches

@@ -64,6 +64,8 @@ class EpochOrder:
 
     def _slice(self, start: int, stop: int, lanes: range) -> np.ndarray:
         """(shard, row) pairs of places `start` to `stop` of the global order that lie in `lanes`."""
+        if not lanes:  # more workers than lanes
+            return np.empty((0, 2), dtype=np.int64)
         begins, ends = self._taken(start), self._taken(stop)
         rounds = [np.arange(begins[lane], ends[lane]) for lane in lanes]
         owners = [np.full(len(taken), lane) for lane, taken in zip(lanes, rounds, strict=True)]

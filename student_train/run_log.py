@@ -38,6 +38,11 @@ class RunLog:
         if report.step % self._every_steps == 0 or report.step == report.num_steps:
             print(line(report), flush=True)
 
+    @property
+    def last(self) -> StepReport | None:
+        """The newest step, of this attempt or of one before."""
+        return StepReport(**self._rows[-1]) if self._rows else None
+
     def flush(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self._rows)
         self._store.replace(METRICS_KEY, lines.encode())

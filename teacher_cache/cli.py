@@ -31,9 +31,9 @@ def _parser() -> argparse.ArgumentParser:
         "--teacher", action="store_true", help="run the teacher anew on a sample, and report the difference"
     )
     show = commands.choices["show"]
-    show.add_argument("--view", type=int, default=0)
-    show.add_argument("--start", type=int, default=0, help="first sequence id (default 0)")
-    show.add_argument("--rows", type=int, default=3, help="how many sequences (default 3)")
+    show.add_argument("--view", type=natural_number, default=0)
+    show.add_argument("--start", type=natural_number, default=0, help="first sequence id (default 0)")
+    show.add_argument("--rows", type=natural_number, default=3, help="how many sequences (default 3)")
     return parser
 
 
@@ -41,6 +41,13 @@ def _add(commands: Any, name: str, help_text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
+
+
+def natural_number(text: str) -> int:
+    """For argparse, which names the function in its message."""
+    if not text.isdecimal():
+        raise ValueError
+    return int(text)
 
 
 def _build(options: argparse.Namespace) -> dict[str, Any]:

@@ -87,8 +87,8 @@ def executor(execution: ExecutionConfig) -> Iterator[Executor]:
         yield InProcess(execution)
         return
     with ray_session(address=execution.address, num_cpus=_num_cpus(execution), log_to_driver=False):
-        _quiet_ray_data()
-        yield OnRay(execution)
+        with _quiet_ray_data():
+            yield OnRay(execution)
 
 
 def _num_cpus(execution: ExecutionConfig) -> int:
@@ -97,8 +97,16 @@ def _num_cpus(execution: ExecutionConfig) -> int:
     return (workers[1] if isinstance(workers, tuple) else workers) * execution.cpus_per_worker + 2
 
 
-def _quiet_ray_data() -> None:
+@contextlib.contextmanager
+def _quiet_ray_data() -> Iterator[None]:
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    logger, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
+    before = logger.level, context.enable_progress_bars
+    logger.setLevel(logging.ERROR)
+    context.enable_progress_bars = False
+    try:
+        yield
+    finally:
+        logger.setLevel(before[0])
+        context.enable_progress_bars = before[1]

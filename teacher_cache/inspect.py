@@ -1,15 +1,15 @@
 """Looking into a cache: what it holds, whether it is whole, what the teacher said."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from teacher_cache.errors import UserError
-from teacher_cache.format import manifest, teacher_files
+from teacher_cache.format import documents, manifest, teacher_files
 from teacher_cache.format.cache import Cache
-from teacher_cache.format.manifest import Shard
+from teacher_cache.format.manifest import Manifest, Shard
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.shard import Row
 from teacher_cache.shell.settings import to_dict
@@ -74,21 +74,27 @@ def verify(cache: Cache, *, ask_teacher: bool = False) -> Verification:
     Raises:
         UserError: no view is sealed, so there is nothing whole to verify.
     """
-    cache.manifest(0)
+    if not cache.num_views:
+        cache.manifest(0)  # raises
     problems: list[str] = []
     num_objects = num_bytes = 0
 
-    def attempt(check: Any, *arguments: Any) -> None:
+    def attempt(check: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            check(*arguments)
+            return check(*arguments)
         except UserError as error:
             problems.append(str(error))
+        except FileNotFoundError as error:
+            problems.append(f"{cache.url}: an object is missing: {error}")
 
     attempt(teacher_files.fetch, cache.store)
     attempt(_check_sequences, cache)
     for view in range(cache.num_views):
+        if (sealed := attempt(cache.manifest, view)) is None:
+            continue
+        attempt(_check_origin, cache, sealed)
         first = 0
-        for shard in cache.manifest(view).shards:
+        for shard in sealed.shards:
             attempt(_check_shard, cache, shard, first)
             first += shard.num_sequences
             num_objects += 2 if shard.hidden else 1
@@ -105,11 +111,24 @@ def verify(cache: Cache, *, ask_teacher: bool = False) -> Verification:
 
 
 def _check_sequences(cache: Cache) -> None:
-    corpus = Sequences(cache.store)
-    if corpus.sha256 != cache.manifest(0).digests.sequences:
-        raise UserError(f"{cache.url}: the sequences are not those that view 0 was built from")
-    for part in corpus.parts:
+    for part in Sequences(cache.store).parts:
         part.ref.fetch(cache.store)
+
+
+def _check_origin(cache: Cache, sealed: Manifest) -> None:
+    """What stands beside a view is what the view was built from."""
+    built_from, store = sealed.digests, cache.store
+    found = {
+        "spec.json": (
+            built_from.spec,
+            documents.sha256(store.read("spec.json", max_bytes=documents.MAX_DOCUMENT_BYTES)),
+        ),
+        "teacher": (built_from.teacher, teacher_files.digest(store)),
+        "sequences": (built_from.sequences, Sequences(store).sha256),
+    }
+    others = [name for name, (before, now) in found.items() if before != now]
+    if others:
+        raise UserError(f"{cache.url}: {', '.join(others)}: not what view {sealed.view} was built from")
 
 
 def _check_shard(cache: Cache, shard: Shard, first_sequence: int) -> None:

@@ -129,23 +129,32 @@ def declare(store: Store, identity: Identity, cache: CacheSpec, files: Sequence[
 def build_sequences(
     store: Store, identity: Identity, files: Sequence[CorpusFile], workers: Executor, *, progress: bool
 ) -> Sequences:
-    """Tokenises the files that are not committed yet, in parallel, and seals the sequences."""
+    """Tokenises the files that are not committed yet, in parallel, and seals the sequences.
+
+    Raises:
+        UserError: a file cannot be used, or there is no text in any.
+    """
     try:
-        return Sequences(store)
+        sealed = Sequences(store)
     except FileNotFoundError:
-        pass
+        sealed = _tokenise(store, identity, files, workers, progress=progress)
+    if not sealed.num_sequences:
+        raise UserError(f"the corpus has no usable text: {len(files)} files, no token; check corpus.paths and format")
+    return sealed
+
+
+def _tokenise(
+    store: Store, identity: Identity, files: Sequence[CorpusFile], workers: Executor, *, progress: bool
+) -> Sequences:
     done = sequences.committed_files(store)
     items = [
         {"file": place, "url": file.url, "format": file.format} for place, file in enumerate(files) if place not in done
     ]
-    results = _checked(workers.tasks(items, TokeniseFile(store.url)))
+    results = _checked(workers.tasks(items, TokeniseFile(store.url, identity.fingerprint)))
     for _ in tqdm(results, "tokenising", len(items), unit=" files", disable=not progress):
         pass
     sequences.seal(store, len(files), identity.fingerprint)
-    sealed = Sequences(store)
-    if not sealed.num_sequences:
-        raise UserError(f"the corpus has no usable text: {len(files)} files, no token; check corpus.paths and format")
-    return sealed
+    return Sequences(store)
 
 
 def build_view(
@@ -204,7 +213,7 @@ def _count_tokens(store: Store, identity: Identity, corpus: Sequences) -> None:
         return
     from teacher_cache.units import vocabulary_of
 
-    vocabulary = vocabulary_of(tokeniser(store.url)[2])
+    vocabulary = vocabulary_of(tokeniser(store.url, identity.fingerprint)[2])
     counts = token_counts.count(corpus, vocabulary.size)
     token_counts.create(store, counts, rare_probabilities(counts, identity.masking.rate, vocabulary.special_ids))
 

@@ -35,8 +35,8 @@ def describe_file(item: dict[str, Any]) -> dict[str, Any]:
 class TokeniseFile:
     """A Ray task: one corpus file becomes parts and a commit. A user's mistake comes back as its message."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, fingerprint: str) -> None:
+        self._url, self._fingerprint = url, fingerprint
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -46,7 +46,7 @@ class TokeniseFile:
         return {"file": item["file"], "error": ""}
 
     def _tokenise(self, item: dict[str, Any]) -> None:
-        store, identity, tokenizer = tokeniser(self._url)
+        store, identity, tokenizer = tokeniser(self._url, self._fingerprint)
         file = int(item["file"])
         stream = tokenise(
             str(item["url"]),
@@ -68,8 +68,11 @@ class TokeniseFile:
 
 
 @lru_cache(maxsize=4)
-def tokeniser(url: str) -> tuple[Store, Identity, Any]:
-    """Once per Ray worker process, not per file."""
+def tokeniser(url: str, fingerprint: str) -> tuple[Store, Identity, Any]:
+    """Once per worker process and cache, not per file.
+
+    A process may outlive a cache: under one URL another may be built, which the fingerprint tells apart.
+    """
     from transformers import AutoTokenizer
 
     cache = open_cache(url)

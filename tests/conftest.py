@@ -1,6 +1,7 @@
 """Fixtures for all tests: quiet, local and repeatable."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+
+from tests import ceph as ceph_server
+from tests import s3 as s3_server
 
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 
@@ -38,3 +42,33 @@ def ray_local() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=150 * 2**20, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def moto_account() -> Iterator[s3_server.Account]:
+    """An in-process S3 server, started once."""
+    with s3_server.moto() as account:
+        yield account
+
+
+@pytest.fixture
+def s3(moto_account: s3_server.Account, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a fresh bucket of the in-process S3 server, which the environment points to."""
+    with moto_account.bucket(tmp_path_factory.mktemp("s3")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def ceph_account() -> Iterator[s3_server.Account]:
+    """A real Ceph gateway, started once."""
+    if missing := ceph_server.missing_programs():
+        pytest.skip(f"needs Ceph: {', '.join(missing)} not found; apt-get install radosgw ceph-mon ceph-osd")
+    with tempfile.TemporaryDirectory() as folder, ceph_server.gateway(Path(folder)) as account:
+        yield account
+
+
+@pytest.fixture
+def ceph(ceph_account: s3_server.Account, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a fresh bucket of the Ceph gateway, which the environment points to."""
+    with ceph_account.bucket(tmp_path_factory.mktemp("ceph")) as url:
+        yield url

@@ -42,8 +42,9 @@ def parse(data: bytes, *, name: str) -> dict[str, Any]:
     try:
         document = json.loads(data)
         claimed = document.pop("sha256")
+        found = digest_of(document)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise UserError(f"{name} is not a document of a teacher cache (no JSON object with a digest)") from None
-    if claimed != digest_of(document):
+    if claimed != found:
         raise UserError(f"{name} is damaged: its content does not match its own SHA-256")
     return dict(document)

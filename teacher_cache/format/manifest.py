@@ -102,9 +102,7 @@ def seal(store: Store, *, view: int, num_units: int, fingerprint: str, digests: 
     """Writes generation 0 of a view's manifest from the commits of all its units."""
     shards = [read_commit(store, view, unit, fingerprint) for unit in range(num_units)]
     metadata = {"fingerprint": fingerprint, "view": view, "generation": 0, "digests": dataclasses.asdict(digests)}
-    data = parquet.write(
-        pa.Table.from_pylist([_flat(shard) for shard in shards], _SCHEMA), metadata=metadata, row_group_rows=65_536
-    )
+    data = parquet.write_list([_flat(shard) for shard in shards], _SCHEMA, metadata=metadata)
     if not store.create(_manifest_key(view, 0), data):
         raise UserError(f"{store.url}: view {view} is sealed with other shards; run `teacher-cache verify {store.url}`")
     return read(store, view)
@@ -131,11 +129,10 @@ def read(store: Store, view: int) -> Manifest:
         )
     key = _manifest_key(view, generation)
     data = store.read(key, max_bytes=MAX_MANIFEST_BYTES)
-    reader, metadata = parquet.open_file(data, name=f"{store.url}/{key}")
-    try:
-        rows = reader.read().to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{store.url}/{key} is damaged: {error}") from None
+    rows, metadata = parquet.read_list(data, name=f"{store.url}/{key}")
+    if (metadata["view"], metadata["generation"]) != (view, generation):
+        found = f"view {metadata['view']}, generation {metadata['generation']}"
+        raise UserError(f"{store.url}/{key} is damaged: it holds the manifest of {found}")
     return Manifest(
         fingerprint=metadata["fingerprint"],
         view=view,

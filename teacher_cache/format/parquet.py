@@ -15,9 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from teacher_cache.errors import UserError
+from teacher_cache.format import documents
 
 METADATA_KEY = b"teacher_cache"
 ZSTD_LEVEL = 3
+MAX_VALUES = 2**31 - 1
+"""Offsets of list columns are int32."""
 
 
 def write(table: pa.Table, *, metadata: dict[str, Any], row_group_rows: int) -> bytes:
@@ -53,10 +56,48 @@ def open_file(source: Path | bytes, *, name: str) -> tuple[pq.ParquetFile, dict[
     return reader, metadata
 
 
+def write_list(rows: list[dict[str, Any]], schema: pa.Schema, *, metadata: dict[str, Any]) -> bytes:
+    """A manifest: few columns of numbers and names. Its digest is among its metadata, as footers have no checksum."""
+    table = pa.Table.from_pylist(rows, schema)
+    return write(table, metadata={**metadata, "sha256": _list_digest(rows, metadata)}, row_group_rows=65_536)
+
+
+def read_list(data: bytes, *, name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows and metadata of a manifest.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    reader, metadata = open_file(data, name=name)
+    try:
+        claimed = metadata.pop("sha256")
+        rows = reader.read().to_pylist()
+        intact = claimed == _list_digest(rows, metadata)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{name} is damaged: {error}") from None
+    if not intact:
+        raise UserError(f"{name} is damaged: its content does not match its own SHA-256")
+    return rows, metadata
+
+
+def _list_digest(rows: list[dict[str, Any]], metadata: dict[str, Any]) -> str:
+    return documents.sha256(json.dumps([rows, metadata], sort_keys=True).encode())
+
+
 def ragged(rows: Sequence[np.ndarray], dtype: Any) -> pa.Array:
-    """A list column of N rows from N arrays of any shape, each flattened."""
+    """A list column of N rows from N arrays of any shape, each flattened.
+
+    Raises:
+        UserError: more values than a list column's offsets can count.
+    """
+    sizes = [np.size(row) for row in rows]
+    if sum(sizes) > MAX_VALUES:
+        raise UserError(
+            f"one file would hold {sum(sizes):,} values in a column, more than {MAX_VALUES:,}: "
+            "make units smaller (unit_sequences) or soft_labels.top_k"
+        )
     offsets = np.zeros(len(rows) + 1, dtype=np.int32)
-    np.cumsum([np.size(row) for row in rows], out=offsets[1:])
+    np.cumsum(sizes, out=offsets[1:])
     values = np.concatenate([np.asarray(row, dtype=dtype).reshape(-1) for row in rows]) if rows else np.empty(0, dtype)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 

@@ -19,7 +19,9 @@ def key_of(*parts: str | int) -> Key:
 
 def words(key: Key, *, stream: int, index: int, size: int) -> np.ndarray:
     """`[size]` uint64 words of one stream at one index; streams and indices never overlap below 2^64 words."""
-    return np.random.Philox(key=key, counter=(0, stream, index, 0)).random_raw(size)
+    # As arrays: NumPy would round a tuple of words above and below 2^63 to float64.
+    counter = np.array((0, stream, index, 0), dtype=np.uint64)
+    return np.random.Philox(key=np.array(key, dtype=np.uint64), counter=counter).random_raw(size)
 
 
 def uniforms(raw: np.ndarray) -> np.ndarray:

@@ -107,18 +107,19 @@ def seal(store: Store, num_files: int, fingerprint: str) -> None:
     rows = [(file, *part) for file, tokenised in enumerate(files) for part in tokenised.parts]
     first_documents = [0, *accumulate(tokenised.num_documents for tokenised in files)]
     first_sequences = [0, *accumulate(row[2] for row in rows)]
-    columns = {
-        "key": [ref.key for _, ref, _, _ in rows],
-        "sha256": [ref.sha256 for _, ref, _, _ in rows],
-        "num_bytes": [ref.num_bytes for _, ref, _, _ in rows],
-        "file": [file for file, *_ in rows],
-        "num_sequences": [sequences for _, _, sequences, _ in rows],
-        "num_tokens": [tokens for *_, tokens in rows],
-        "first_sequence": first_sequences[: len(rows)],
-        "first_document": [first_documents[file] for file, *_ in rows],
-    }
+    listed = [
+        {
+            **asdict(ref),
+            "file": file,
+            "num_sequences": num_sequences,
+            "num_tokens": num_tokens,
+            "first_sequence": first_sequence,
+            "first_document": first_documents[file],
+        }
+        for (file, ref, num_sequences, num_tokens), first_sequence in zip(rows, first_sequences, strict=False)
+    ]
     metadata = {"fingerprint": fingerprint, "num_documents": first_documents[-1]}
-    data = parquet.write(pa.table(columns), metadata=metadata, row_group_rows=65_536)
+    data = parquet.write_list(listed, _SCHEMA, metadata=metadata)
     if not store.create(MANIFEST_KEY, data):
         raise UserError(f"{store.url}/{MANIFEST_KEY} exists and lists other sequences; use a new cache URL")
 
@@ -134,10 +135,10 @@ class Sequences:
         self._store = store
         data = store.read(MANIFEST_KEY, max_bytes=MAX_MANIFEST_BYTES)
         self.sha256 = documents.sha256(data)
-        reader, metadata = parquet.open_file(data, name=f"{store.url}/{MANIFEST_KEY}")
+        rows, metadata = parquet.read_list(data, name=f"{store.url}/{MANIFEST_KEY}")
         self.fingerprint: str = metadata["fingerprint"]
         self.num_documents: int = metadata["num_documents"]
-        self.parts = [_part(row) for row in reader.read().to_pylist()]
+        self.parts = [_part(row) for row in rows]
         self._firsts = [part.first_sequence for part in self.parts]
         self.num_sequences = sum(part.num_sequences for part in self.parts)
         self.num_tokens = sum(part.num_tokens for part in self.parts)
@@ -165,6 +166,15 @@ class Sequences:
                         document_id=part.first_document + document,
                         input_ids=ids,
                     )
+
+
+_SCHEMA = pa.schema(
+    [("key", pa.string()), ("sha256", pa.string())]
+    + [
+        (name, pa.int64())
+        for name in ("num_bytes", "file", "num_sequences", "num_tokens", "first_sequence", "first_document")
+    ]
+)
 
 
 def _part(row: dict[str, Any]) -> Part:

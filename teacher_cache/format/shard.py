@@ -92,7 +92,9 @@ def _encode_hidden(rows: Sequence[Row], identity: Identity, metadata: dict[str, 
     for layer in identity.hidden.stored_layers:
         coded = [_checked(np.concatenate([row.hidden[layer] for row in block]).astype(dtype)) for block in blocks]
         columns[_hidden_column(layer)] = pa.array([states.tobytes() for states in coded], pa.large_binary())
-    return parquet.write(pa.table(columns), metadata=metadata, row_group_rows=1)
+    # A block may hold no kept position, and then says nothing of their size.
+    hidden_size = rows[0].hidden[identity.hidden.stored_layers[0]].shape[1] if rows else 0
+    return parquet.write(pa.table(columns), metadata={**metadata, "hidden_size": hidden_size}, row_group_rows=1)
 
 
 def _checked(states: np.ndarray) -> np.ndarray:
@@ -118,7 +120,10 @@ class ShardReader:
         self._identity = identity
         self._layers = tuple(layers) if hidden else ()
         self._labels, self.metadata = parquet.open_file(labels, name=str(labels))
-        self._hidden = parquet.open_file(hidden, name=str(hidden))[0] if hidden and layers else None
+        self._hidden, self._hidden_size = None, 0
+        if hidden and layers:
+            self._hidden, metadata = parquet.open_file(hidden, name=str(hidden))
+            self._hidden_size = int(metadata["hidden_size"])
         if self.metadata.get("fingerprint") != identity.fingerprint:
             raise UserError(f"{labels} belongs to another cache: fingerprint {self.metadata.get('fingerprint')}")
 
@@ -186,5 +191,5 @@ class ShardReader:
         states = {}
         for layer, name in zip(self._layers, names, strict=True):
             flat = np.frombuffer(table[name][0].as_buffer(), HIDDEN_DTYPES[self._identity.hidden.code])
-            states[layer] = np.split(flat.reshape(num_positions, -1), stops[:-1])
+            states[layer] = np.split(flat.reshape(num_positions, self._hidden_size), stops[:-1])
         return [{layer: rows[i] for layer, rows in states.items()} for i in range(len(lengths))]

@@ -1,6 +1,7 @@
 """Objects under one URL: read, create once, fetch to local disk. Local folders and `s3://` behave the same."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -52,11 +53,26 @@ class Store:
             FileNotFoundError: there is none.
             UserError: it is larger than `max_bytes`.
         """
-        with store_errors(self.url):
-            data: bytes = self.fs.cat_file(self.path(key), start=0, end=max_bytes + 1)
+        data = self._read_start(key, max_bytes + 1)
         if len(data) > max_bytes:
             raise UserError(f"{self.url}/{key} is larger than the {max_bytes:,} bytes allowed here")
         return data
+
+    def _read_start(self, key: str, num_bytes: int) -> bytes:
+        """At most `num_bytes` from the start of an object."""
+        path = self.path(key)
+        with store_errors(self.url):
+            try:
+                data: bytes = self.fs.cat_file(path, start=0, end=num_bytes)
+            except OSError as error:
+                if error.errno != errno.EINVAL or self.fs.size(path) != 0:
+                    raise
+                return b""  # S3 refuses every range of an empty object
+        return data
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        """Whether an object's bytes are `data`."""
+        return self._read_start(key, len(data) + 1) == data
 
     def exists(self, key: str) -> bool:
         with store_errors(self.url):
@@ -80,13 +96,13 @@ class Store:
         """
         path = self.path(key)
         if self.is_local:
-            return _link_once(path, data) or self.read(key, max_bytes=len(data) + 1) == data
+            return _link_once(path, data) or self._holds(key, data)
         try:
             with store_errors(self.url):
                 self.fs.pipe_file(path, data, mode="create")
         except OSError:
             try:
-                return self.read(key, max_bytes=max(len(data), CHUNK_BYTES)) == data
+                return self._holds(key, data)
             except FileNotFoundError:
                 pass
             raise
@@ -179,16 +195,23 @@ def store_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, FileExistsError) as error:
-        if "bucket does not exist" in str(error).lower():
+        if _server_code(error) == "NoSuchBucket" or "bucket does not exist" in str(error).lower():
             raise UserError(f"{url}: the bucket does not exist; create it, or correct the URL") from None
         raise
     except PermissionError as error:
-        raise UserError(f"{url}: access denied ({error}); check the credentials and the bucket's policy") from None
+        said = error.__cause__ or error  # Ceph's answers have a code and no message
+        raise UserError(f"{url}: access denied ({said}); check the credentials and the bucket's policy") from None
     except Exception as error:
         message = _connection_message(error)
         if message is None:
             raise
         raise UserError(f"{url}: {message}") from None
+
+
+def _server_code(error: BaseException) -> str | None:
+    """The S3 error code that s3fs translated to this error."""
+    code: str | None = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+    return code
 
 
 def _connection_message(error: Any) -> str | None:

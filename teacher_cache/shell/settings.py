@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -31,14 +31,14 @@ def load(spec_type: type[Spec], path: str | Path, overrides: Sequence[str] = ())
         UserError: the file is missing or no mapping, an override is malformed, or a value is refused.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(_checked(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
+        written = OmegaConf.load(path)
+        if not isinstance(written, DictConfig):
+            raise UserError(f"configuration {path} must be a mapping of keys to values, not a list")
+        values: Any = OmegaConf.to_container(_overridden(written, overrides), resolve=True)
     except FileNotFoundError:
         raise UserError(f"configuration file {path} does not exist") from None
     except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"configuration {path} cannot be read: {error}") from None
-    if not isinstance(values, Mapping):
-        raise UserError(f"configuration {path} must be a mapping of keys to values, not a {type(values).__name__}")
     return parse(spec_type, values, source=str(path))
 
 
@@ -86,8 +86,12 @@ def _fields_at(spec_type: Any, location: Sequence[Any]) -> list[str]:
     return [field.name for field in dataclasses.fields(spec_type)]
 
 
-def _checked(overrides: Sequence[str]) -> list[str]:
+def _overridden(written: Any, overrides: Sequence[str]) -> Any:
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise UserError(f"override {override!r} must look like key.path=value, for example teacher.dtype=float32")
-    return list(overrides)
+        try:
+            written = OmegaConf.merge(written, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
+            raise UserError(f"override {override!r} cannot be applied: {' '.join(str(error).split())}") from None
+    return written

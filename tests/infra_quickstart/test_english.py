@@ -84,7 +84,7 @@ def test_stand_in_teacher_loads_and_guesses(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(stand_in_teacher, "VOCABULARY", 500)
     paths = english.write(tmp_path, islice(english.english(), 30))
     assert {path.name for path in paths} == {"heldout.txt", "english-00.txt"}
-    loss, accuracy = stand_in_teacher.make_teacher(tmp_path, tmp_path / "teacher", seconds=60, max_steps=3)
+    loss, accuracy = stand_in_teacher.make_teacher(tmp_path, tmp_path / "teacher", num_steps=3)
     assert math.isfinite(loss)
     assert 0 <= accuracy <= 1
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "teacher")

@@ -1,0 +1,112 @@
+"""Masked-LM loss and accuracy of a teacher and its students on documents that none of them has seen.
+
+Usage: `python infra/bench/held_out.py --cache URL --text FILE NAME=FOLDER… [--json]`
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from teacher_cache import open_cache
+from teacher_cache.corpus.sequences import sequences
+from teacher_cache.format.cache import Cache
+from teacher_cache.format.spec import KeepConfig, MaskingConfig
+from teacher_cache.inspect import info
+from teacher_cache.masking import MaskedSequence, mask_sequence
+from teacher_cache.units import pad, vocabulary_of
+
+HELD_OUT_SEED = 1
+BATCH_SEQUENCES = 64
+
+
+def held_out(path: Path, tokenizer: Any, sequence_length: int) -> list[MaskedSequence]:
+    """The held-out documents, masked the same way for every model."""
+    stream = sequences(
+        str(path),
+        format="text",
+        text_field="text",
+        tokenizer=tokenizer,
+        sequence_length=sequence_length,
+        packing="full",
+    )
+    masking, keep, vocabulary = MaskingConfig(seed=HELD_OUT_SEED), KeepConfig(), vocabulary_of(tokenizer)
+    return [
+        mask_sequence(sequence.input_ids, place, 0, masking=masking, keep=keep, vocabulary=vocabulary)
+        for place, sequence in enumerate(stream)
+    ]
+
+
+@torch.inference_mode()
+def evaluate(model: PreTrainedModel, masked: Sequence[MaskedSequence], pad_id: int) -> dict[str, float]:
+    """Masked-LM loss (nats a masked token), top-1 accuracy, and sequences per second of a whole forward pass."""
+    loss, correct, num_labels, seconds = 0.0, 0, 0, 0.0
+    for start in range(0, len(masked), BATCH_SEQUENCES):
+        batch = masked[start : start + BATCH_SEQUENCES]
+        input_ids, attention_mask = pad([sequence.input_ids for sequence in batch], pad_id)
+        begin = time.perf_counter()
+        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        seconds += time.perf_counter() - begin
+        rows = np.repeat(np.arange(len(batch)), [len(sequence.label_positions) for sequence in batch])
+        places = np.concatenate([sequence.label_positions for sequence in batch])
+        labels = torch.from_numpy(np.concatenate([sequence.label_ids for sequence in batch])).long()
+        said = logits[rows, places].float()
+        loss += F.cross_entropy(said, labels, reduction="sum").item()
+        correct += int((said.argmax(-1) == labels).sum())
+        num_labels += len(labels)
+    return {"loss": loss / num_labels, "accuracy": correct / num_labels, "sequences_per_s": len(masked) / seconds}
+
+
+def compare(models: Mapping[str, str], cache: Cache, text: Path) -> list[dict[str, Any]]:
+    """One row a model, all on the same masked sequences."""
+    tokenizer = AutoTokenizer.from_pretrained(cache.teacher.folder)
+    masked = held_out(text, tokenizer, cache.spec.corpus.sequence_length)
+    rows = []
+    for name, folder in models.items():
+        model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+        evaluate(model, masked[:BATCH_SEQUENCES], tokenizer.pad_token_id)  # warm-up
+        figures = evaluate(model, masked, tokenizer.pad_token_id)
+        rows.append({"model": name, **figures, "parameters": model.num_parameters(), "folder": folder})
+    return rows
+
+
+def render(rows: Sequence[dict[str, Any]], cache: dict[str, Any]) -> str:
+    width = max(len(row["model"]) for row in rows)
+    header = f"{'on held-out documents':{width}}{'loss':>8}{'accuracy':>10}{'parameters':>13}{'sequences/s':>13}"
+    lines = [
+        f"{row['model']:{width}}{row['loss']:8.3f}{row['accuracy']:10.1%}{row['parameters']:13,}"
+        f"{row['sequences_per_s']:13.0f}"
+        for row in rows
+    ]
+    view = cache["views"][0]
+    size = (
+        f"cache: {view['bytes_per_token']:.1f} bytes a corpus token and view, "
+        f"{view['bytes_per_kept_position']:.0f} a kept position; {view['num_tokens']:,} tokens, "
+        f"{cache['num_views']} view(s), in {cache['cache']}"
+    )
+    return "\n".join([header, *lines, "", size, *(f"{row['model']}: {row['folder']}" for row in rows)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compares masked-LM models on documents that none of them has seen.")
+    parser.add_argument("--cache", required=True, metavar="URL", help="whose tokenizer and sequence length are used")
+    parser.add_argument("--text", required=True, type=Path, metavar="FILE", help=".txt or .txt.zst, held out")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("models", nargs="+", metavar="NAME=FOLDER")
+    arguments = parser.parse_args()
+    transformers_logging.disable_progress_bar()
+    cache = open_cache(arguments.cache)
+    rows = compare(dict(model.split("=", 1) for model in arguments.models), cache, arguments.text)
+    print(json.dumps({"models": rows, "cache": info(cache)}) if arguments.json else render(rows, info(cache)))
+
+
+if __name__ == "__main__":
+    main()

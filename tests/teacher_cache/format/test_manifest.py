@@ -1,0 +1,172 @@
+"""Commits and sealed manifests."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from teacher_cache.errors import UserError
+from teacher_cache.format import documents, manifest, parquet
+from teacher_cache.format.manifest import Manifest
+from teacher_cache.format.store import Store
+from tests.teacher_cache.format.samples import DIGESTS, FINGERPRINT, flip, shard
+
+KEY = "manifests/00000-00000.parquet"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "cache"))
+
+
+def commit(store: Store, *units: int, view: int = 0) -> None:
+    for unit in units:
+        manifest.commit(store, view, shard(unit), FINGERPRINT)
+
+
+def seal(store: Store, num_units: int, view: int = 0) -> Manifest:
+    return manifest.seal(store, view=view, num_units=num_units, fingerprint=FINGERPRINT, digests=DIGESTS)
+
+
+def test_the_first_commit_wins(store: Store) -> None:
+    assert manifest.commit(store, 0, shard(3, "a"), FINGERPRINT) == shard(3, "a")
+    assert manifest.commit(store, 0, shard(3, "b"), FINGERPRINT) == shard(3, "a")
+    assert manifest.read_commit(store, 0, 3, FINGERPRINT) == shard(3, "a")
+
+
+def test_a_commit_much_longer_than_ours_wins_all_the_same(store: Store) -> None:
+    first = manifest.Shard(**{**vars(shard(3)), "num_tokens": 10**15})
+    assert manifest.commit(store, 0, first, FINGERPRINT) == first
+    assert manifest.commit(store, 0, shard(3), FINGERPRINT) == first
+
+
+def test_of_concurrent_commits_all_get_the_winner(store: Store) -> None:
+    attempts = [shard(0, digit) for digit in "0123456789abcdef"]
+    with ThreadPoolExecutor(len(attempts)) as threads:
+        results = list(threads.map(lambda attempt: manifest.commit(store, 0, attempt, FINGERPRINT), attempts))
+    assert set(results) == {manifest.read_commit(store, 0, 0, FINGERPRINT)}
+    assert results[0] in attempts
+
+
+def test_a_shard_without_hidden_states_comes_back(store: Store) -> None:
+    plain = manifest.Shard(**{**vars(shard(0)), "hidden": None})
+    assert manifest.commit(store, 0, plain, FINGERPRINT) == plain
+    assert manifest.read_commit(store, 0, 0, FINGERPRINT) == plain
+    assert seal(store, 1).shards == (plain,)
+    assert plain.num_bytes == plain.labels.num_bytes
+
+
+def test_committed_units_are_those_of_one_view(store: Store) -> None:
+    commit(store, 0, 2, 1_000_000)
+    commit(store, 1, view=1)
+    assert manifest.committed_units(store, 0) == {0, 2, 1_000_000}
+    assert manifest.committed_units(store, 1) == {1}
+    assert manifest.committed_units(store, 2) == set()
+
+
+def test_a_commit_of_another_cache_or_view_is_refused(store: Store) -> None:
+    commit(store, 0)
+    with pytest.raises(UserError, match=r"commits/00000/000000000.json belongs to another cache or view"):
+        manifest.read_commit(store, 0, 0, "e" * 64)
+    store.create("commits/00001/000000000.json", store.read("commits/00000/000000000.json", max_bytes=10**6))
+    with pytest.raises(UserError, match=r"commits/00001/000000000.json belongs to another cache or view"):
+        manifest.read_commit(store, 1, 0, FINGERPRINT)
+
+
+def test_a_damaged_commit_is_refused(store: Store) -> None:
+    commit(store, 0)
+    path = Path(store.path("commits/00000/000000000.json"))
+    flip(path, path.read_bytes().index(b'"num_kept":') + 11)
+    with pytest.raises(UserError, match=r"000000000.json is damaged"):
+        manifest.commit(store, 0, shard(0, "9"), FINGERPRINT)
+
+
+def test_a_sealed_view_lists_its_shards_by_unit(store: Store) -> None:
+    commit(store, 2, 0, 1)
+    sealed = seal(store, 3)
+    assert sealed == manifest.read(store, 0)
+    assert sealed.shards == (shard(0), shard(1), shard(2))
+    assert (sealed.fingerprint, sealed.view, sealed.generation, sealed.digests) == (FINGERPRINT, 0, 0, DIGESTS)
+    assert sealed.sha256 == documents.sha256(Path(store.path(KEY)).read_bytes())
+    assert sealed.num_sequences == 12
+
+
+def test_sealing_twice_is_fine(store: Store) -> None:
+    commit(store, 0, 1)
+    assert seal(store, 2) == seal(store, 2)
+
+
+def test_sealing_with_other_shards_is_refused_and_changes_nothing(store: Store) -> None:
+    commit(store, 0, 1)
+    first = seal(store, 1)
+    with pytest.raises(UserError, match="view 0 is sealed with other shards"):
+        seal(store, 2)
+    assert manifest.read(store, 0) == first
+
+
+def test_sealing_needs_every_commit(store: Store) -> None:
+    commit(store, 0, 2)
+    with pytest.raises(FileNotFoundError):
+        seal(store, 3)
+    assert manifest.newest_generation(store, 0) is None
+
+
+def test_an_unsealed_view_cannot_be_read(store: Store) -> None:
+    commit(store, 0)
+    with pytest.raises(UserError, match="view 0 is not sealed; finish it with `teacher-cache build`"):
+        manifest.read(store, 0)
+
+
+def test_the_newest_generation_is_read(store: Store) -> None:
+    commit(store, 0)
+    seal(store, 1)
+    for generation, digit in ((1, "a"), (2, "b")):
+        put_generation(store, 0, generation, digit)
+    assert manifest.newest_generation(store, 0) == 2
+    repaired = manifest.read(store, 0)
+    assert (repaired.generation, repaired.shards) == (2, (shard(0, "b"),))
+
+
+def put_generation(store: Store, view: int, generation: int, digit: str) -> None:
+    """What a repair writes: a copy of generation 0, but for its generation and its shards."""
+    rows, metadata = parquet.read_list(store.read(KEY, max_bytes=10**6), name=KEY)
+    changed = [
+        row | {"labels_key": shard(0, digit).labels.key, "hidden_key": shard(0, digit).hidden.key} for row in rows
+    ]
+    changed = [row | {"labels_sha256": digit * 64, "hidden_sha256": digit * 64} for row in changed]
+    data = parquet.write_list(changed, manifest._SCHEMA, metadata=metadata | {"generation": generation})
+    store.create(f"manifests/{view:05d}-{generation:05d}.parquet", data)
+
+
+@pytest.mark.parametrize("other", ["manifests/00001-00000.parquet", "manifests/00000-00001.parquet"])
+def test_a_manifest_under_another_name_is_refused(store: Store, other: str) -> None:
+    commit(store, 0)
+    seal(store, 1)
+    store.create(other, store.read(KEY, max_bytes=10**6))
+    with pytest.raises(UserError, match=f"{other} is damaged: it holds the manifest of view 0, generation 0"):
+        manifest.read(store, int(other[14]))
+
+
+def test_a_flipped_bit_in_a_manifest_is_refused_or_changes_nothing(store: Store) -> None:
+    commit(store, 0, 1)
+    sealed = seal(store, 2)
+    path = Path(store.path(KEY))
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 13):
+        flip(path, place)
+        try:
+            assert vars(manifest.read(store, 0)) | {"sha256": ""} == vars(sealed) | {"sha256": ""}, place
+        except UserError:
+            refused += 1
+        path.write_bytes(whole)
+    assert refused > len(whole) / 26
+
+
+def test_a_truncated_manifest_is_refused(store: Store) -> None:
+    commit(store, 0)
+    seal(store, 1)
+    path = Path(store.path(KEY))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{KEY} is damaged"):
+        manifest.read(store, 0)
