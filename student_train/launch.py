@@ -13,7 +13,7 @@ import torch
 
 from student_train.config import StudentSpec
 from student_train.export import MODEL_PREFIX, export
-from student_train.loop import Rank, StepReport, Trainer
+from student_train.loop import DivergedError, Rank, StepReport, Trainer
 from student_train.run_log import RunLog
 from teacher_cache.errors import UserError
 from teacher_cache.format.store import Store
@@ -153,7 +153,11 @@ def _fit(spec: StudentSpec) -> dict[str, Any]:
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise UserError(f"training failed; run it again to go on from its newest checkpoint\n{error}") from None
+        causes = [
+            str(cause) for cause in getattr(error, "worker_failures", {}).values() if isinstance(cause, UserError)
+        ]
+        cause = causes[0] if causes else str(error)
+        raise UserError(f"training failed; run it again to go on from its newest checkpoint\n{cause}") from None
     outcome: dict[str, Any] = result.return_value  # type: ignore[attr-defined]  # V2's Result has it
     if "error" in outcome:
         raise UserError(outcome["error"])
@@ -161,7 +165,7 @@ def _fit(spec: StudentSpec) -> dict[str, Any]:
 
 
 def _train_loop(config: dict[str, Any]) -> dict[str, Any]:
-    """A Ray Train worker. A user's mistake is an outcome, not a failure that is worth a restart."""
+    """A Ray Train worker. What ends all workers alike is an outcome; what one fails of, Ray restarts them all for."""
     import ray.train
     import ray.train.torch
 
@@ -171,5 +175,5 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(spec.execution.cpus_per_worker)
     try:
         return run_worker(spec, device=device, on_checkpoint=lambda report: ray.train.report(asdict(report)))
-    except UserError as error:
+    except DivergedError as error:
         return {"error": str(error)}

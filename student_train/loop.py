@@ -33,6 +33,11 @@ from teacher_cache.targets.batching import group_by_tokens
 from teacher_cache.targets.heads import OutputHead, head_of
 from teacher_cache.targets.soft_labels import check_stored
 
+
+class DivergedError(UserError):
+    """Training that cannot go on; raised by all workers at the same step."""
+
+
 LOSS_NAMES = ("soft_labels", "masked_lm", "cosine")
 
 
@@ -187,7 +192,7 @@ class Trainer:
         parameters = [parameter for parameter in self.modules.parameters() if parameter.requires_grad]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.spec.optimizer.clip_norm))
         if not torch.isfinite(torch.tensor(norm)):
-            raise UserError(
+            raise DivergedError(
                 f"the gradient of step {self.progress.step + 1} is not finite (losses {losses}); "
                 "nothing was changed by it: lower optimizer.lr, or use dtype: float32"
             )

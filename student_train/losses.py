@@ -102,8 +102,10 @@ class TripleLoss:
 
     def _divergence(self, logits: torch.Tensor, soft: SoftLabels, hidden: torch.Tensor | None) -> torch.Tensor:
         temperature = self._config.temperature
-        if self._config.soft_labels == "bucket" or self._teacher_head is None or hidden is None:
+        if self._config.soft_labels == "bucket":
             return bucket_divergence(logits, soft, temperature)
+        assert self._teacher_head is not None, "replay needs the teacher's head"
+        assert hidden is not None, "replay needs the teacher's hidden states"
         with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
             teacher = replay_log_probabilities(hidden, self._teacher_head, soft, temperature)
         return divergence(logits, teacher, temperature)

@@ -1,5 +1,6 @@
 """Looking into a cache: what it holds, whether it is whole, what the teacher said."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents, manifest, teacher_files
-from teacher_cache.format.cache import Cache
+from teacher_cache.format.cache import Cache, open_cache
 from teacher_cache.format.manifest import Manifest, Shard
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.shard import Row
@@ -76,6 +77,11 @@ def verify(cache: Cache, *, ask_teacher: bool = False) -> Verification:
     """
     if not cache.num_views:
         cache.manifest(0)  # raises
+    with tempfile.TemporaryDirectory() as folder:  # what the store holds, not what this machine has of it
+        return _verify(open_cache(cache.url, disk_cache=folder), ask_teacher=ask_teacher)
+
+
+def _verify(cache: Cache, *, ask_teacher: bool) -> Verification:
     problems: list[str] = []
     num_objects = num_bytes = 0
 
@@ -99,6 +105,9 @@ def verify(cache: Cache, *, ask_teacher: bool = False) -> Verification:
             first += shard.num_sequences
             num_objects += 2 if shard.hidden else 1
             num_bytes += shard.num_bytes
+            for ref in (shard.labels, shard.hidden):
+                if ref:
+                    cache.store.drop_copy(ref.sha256)
     teacher = _ask_again(cache) if ask_teacher and not problems else None
     return Verification(
         ok=not problems,
@@ -113,6 +122,7 @@ def verify(cache: Cache, *, ask_teacher: bool = False) -> Verification:
 def _check_sequences(cache: Cache) -> None:
     for part in Sequences(cache.store).parts:
         part.ref.fetch(cache.store)
+        cache.store.drop_copy(part.ref.sha256)
 
 
 def _check_origin(cache: Cache, sealed: Manifest) -> None:

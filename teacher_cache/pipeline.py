@@ -4,6 +4,7 @@ Corpus files become sequences once; units of sequences become shards, one actor 
 committed in the store is never done again, so running a build again finishes it.
 """
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,8 @@ def build(spec: CacheSpec, *, progress: bool = True) -> BuildSummary:
     start = time.perf_counter()
     with ExitStack() as resources:
         store = Store(spec.cache)
+        with contextlib.suppress(FileNotFoundError):  # a bad URL should not cost a look at the whole corpus
+            store.read("spec.json", max_bytes=documents.MAX_DOCUMENT_BYTES)
         corpus = resolve(spec.corpus.paths, spec.corpus.format)
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         teacher, tokenizer_digest = prepare_teacher(spec, folder)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from teacher_cache.errors import UserError
+from teacher_cache.format import store_errors as format_errors
 
 CHUNK_BYTES = 1 << 20
 
@@ -30,7 +31,8 @@ def split_compression(url: str) -> tuple[str, str | None]:
 def store_errors(url: str) -> Iterator[None]:
     """Turns what a store or a decoder raises into one `UserError` line that names the URL and the cause."""
     try:
-        yield
+        with format_errors.store_errors(url):
+            yield
     except UserError:
         raise
     except FileNotFoundError as error:

@@ -7,14 +7,13 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from teacher_cache.errors import UserError
+from teacher_cache.format.store_errors import store_errors
 
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 """What a key may look like: no empty, hidden or parent parts, so that no key leaves the cache's folder."""
@@ -61,6 +60,8 @@ class Store:
     def _read_start(self, key: str, num_bytes: int) -> bytes:
         """At most `num_bytes` from the start of an object."""
         path = self.path(key)
+        if self.is_local:
+            num_bytes = min(num_bytes, os.stat(path).st_size)  # Python takes the memory before it reads
         with store_errors(self.url):
             try:
                 data: bytes = self.fs.cat_file(path, start=0, end=num_bytes)
@@ -149,6 +150,12 @@ class Store:
         self._verified[digest] = path
         return path
 
+    def drop_copy(self, digest: str) -> None:
+        """Forgets a checked object, and deletes its local copy where the store is not local."""
+        path = self._verified.pop(digest, None)
+        if path is not None and not self.is_local:
+            path.unlink(missing_ok=True)
+
     def _download(self, key: str, digest: str, num_bytes: int) -> Path:
         path = self.disk_cache / digest[:2] / digest
         if path.exists() and path.stat().st_size == num_bytes and file_sha256(path) == digest:
@@ -187,47 +194,6 @@ def default_disk_cache() -> Path:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def store_errors(url: str) -> Iterator[None]:
-    """Turns what object stores throw for a user's mistake into one message; missing objects pass through."""
-    try:
-        yield
-    except (FileNotFoundError, FileExistsError) as error:
-        if _server_code(error) == "NoSuchBucket" or "bucket does not exist" in str(error).lower():
-            raise UserError(f"{url}: the bucket does not exist; create it, or correct the URL") from None
-        raise
-    except PermissionError as error:
-        said = error.__cause__ or error  # Ceph's answers have a code and no message
-        raise UserError(f"{url}: access denied ({said}); check the credentials and the bucket's policy") from None
-    except Exception as error:
-        message = _connection_message(error)
-        if message is None:
-            raise
-        raise UserError(f"{url}: {message}") from None
-
-
-def _server_code(error: BaseException) -> str | None:
-    """The S3 error code that s3fs translated to this error."""
-    code: str | None = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
-    return code
-
-
-def _connection_message(error: Any) -> str | None:
-    name = type(error).__name__
-    if name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-        return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
-    if name in (
-        "EndpointConnectionError",
-        "ConnectTimeoutError",
-        "ReadTimeoutError",
-        "ConnectionClosedError",
-    ):
-        return f"the store cannot be reached ({error}); check AWS_ENDPOINT_URL and the network"
-    if isinstance(error, ImportError | ValueError) and "rotocol" in str(error):
-        return f"{error}; install the fsspec package of this protocol, or correct the URL"
-    return None
 
 
 def _link_once(path: str, data: bytes) -> bool:

@@ -2,15 +2,17 @@
 
 from itertools import chain, pairwise
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from teacher_cache.targets.batching import group_by_tokens
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines are shared
 lengths_of_sequences = st.lists(st.integers(1, 100), max_size=60)
 budgets = st.integers(1, 600)
 
 
+@unhurried
 @given(lengths_of_sequences, budgets)
 def test_every_sequence_is_in_one_group(lengths: list[int], max_tokens: int) -> None:
     groups = group_by_tokens(lengths, max_tokens)
@@ -18,6 +20,7 @@ def test_every_sequence_is_in_one_group(lengths: list[int], max_tokens: int) -> 
     assert all(groups)
 
 
+@unhurried
 @given(lengths_of_sequences, budgets)
 def test_only_a_sequence_alone_exceeds_the_budget(lengths: list[int], max_tokens: int) -> None:
     for group in group_by_tokens(lengths, max_tokens):
@@ -25,12 +28,14 @@ def test_only_a_sequence_alone_exceeds_the_budget(lengths: list[int], max_tokens
         assert padded <= max_tokens or len(group) == 1
 
 
+@unhurried
 @given(lengths_of_sequences, budgets)
 def test_no_group_ends_while_the_next_sequence_would_fit(lengths: list[int], max_tokens: int) -> None:
     for group, _ in pairwise(group_by_tokens(lengths, max_tokens)):
         assert (len(group) + 1) * lengths[group[0]] > max_tokens
 
 
+@unhurried
 @given(lengths_of_sequences, budgets)
 def test_longest_come_first_and_equal_ones_keep_their_order(lengths: list[int], max_tokens: int) -> None:
     order = list(chain.from_iterable(group_by_tokens(lengths, max_tokens)))

@@ -258,7 +258,7 @@ class TestProcesses:
             text=True,
         )
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("cache/commits/00000/*")):
+        while not list(tmp_path.glob("cache/commits/00000/*.json")):
             assert process.poll() is None, process.stderr
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -8,7 +8,7 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from teacher_cache.format.spec import KeepConfig, MaskingConfig
@@ -19,6 +19,7 @@ SPECIAL = (0, 100, CLS, SEP, MASK)
 VOCABULARY = Vocabulary(size=1000, mask_id=MASK, special_ids=SPECIAL)
 KEEP = KeepConfig()
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines are shared
 token_ids = st.lists(st.integers(0, VOCABULARY.size - 1), max_size=60).map(lambda ids: np.array([CLS, *ids, SEP]))
 sequence_ids = st.integers(0, 2**40)
 views = st.integers(0, 1000)
@@ -59,6 +60,7 @@ def assert_share(count: int, total: int, share: float) -> None:
 
 
 class TestWhatIsMasked:
+    @unhurried
     @given(token_ids, sequence_ids, views, maskings)
     def test_special_tokens_are_never_masked(
         self, ids: np.ndarray, sequence_id: int, view: int, masking: MaskingConfig
@@ -68,6 +70,7 @@ class TestWhatIsMasked:
         is_special = np.isin(ids, SPECIAL)
         np.testing.assert_array_equal(masked.input_ids[is_special], ids[is_special])
 
+    @unhurried
     @given(token_ids, sequence_ids, views, maskings)
     def test_labels_are_the_true_ids_and_all_else_is_unchanged(
         self, ids: np.ndarray, sequence_id: int, view: int, masking: MaskingConfig
@@ -79,6 +82,7 @@ class TestWhatIsMasked:
         restored[masked.label_positions] = masked.label_ids
         np.testing.assert_array_equal(restored, ids)
 
+    @unhurried
     @given(token_ids, sequence_ids, views, seeds)
     def test_random_replacements_are_never_special(
         self, ids: np.ndarray, sequence_id: int, view: int, seed: int
@@ -169,6 +173,7 @@ class TestPureFunction:
 class TestRare:
     counts = st.lists(st.integers(0, 10**7), min_size=12, max_size=40).filter(lambda counts: sum(counts[5:]) > 0)
 
+    @unhurried
     @given(counts, st.floats(0.01, 0.9))
     def test_the_expected_share_is_the_rate(self, counts: list[int], rate: float) -> None:
         special = (0, 1, 2, 3, 4)
@@ -177,6 +182,7 @@ class TestRare:
         ordinary[list(special)] = 0
         assert (ordinary * found).sum() == pytest.approx(rate * ordinary.sum(), rel=1e-9)
 
+    @unhurried
     @given(counts, st.floats(0.01, 0.9))
     def test_rarer_is_likelier_never_beyond_one_and_special_never(self, counts: list[int], rate: float) -> None:
         found = rare_probabilities(np.array(counts), rate, (0, 1, 2, 3, 4))
@@ -209,6 +215,7 @@ class TestRare:
 
 
 class TestStrided:
+    @unhurried
     @given(token_ids, sequence_ids, seeds, st.floats(0.02, 0.6), st.integers(0, 50))
     def test_each_position_is_masked_once_in_every_block_of_views(
         self, ids: np.ndarray, sequence_id: int, seed: int, rate: float, block: int
@@ -239,6 +246,7 @@ class TestKeep:
         for place in (0, 51):
             assert_share(sum(place in each.kept_positions for each in masked), 2000, 0.3)
 
+    @unhurried
     @given(token_ids, sequence_ids, st.floats(0, 1), st.floats(0.01, 1))
     def test_rates_say_how_each_was_kept(
         self, ids: np.ndarray, sequence_id: int, masked_rate: float, unmasked_rate: float
@@ -249,11 +257,13 @@ class TestKeep:
         np.testing.assert_array_equal(masked.rates, np.where(is_label, masked_rate, unmasked_rate).astype(np.float32))
         assert (np.diff(masked.kept_positions) > 0).all()
 
+    @unhurried
     @given(token_ids, sequence_ids, views)
     def test_one_keeps_all(self, ids: np.ndarray, sequence_id: int, view: int) -> None:
         masked = mask(ids, sequence_id, view, keep=KeepConfig(masked=1, unmasked=1))
         assert masked.kept_positions.tolist() == list(range(len(ids)))
 
+    @unhurried
     @given(token_ids, sequence_ids, views)
     def test_zero_keeps_none_of_the_unmasked(self, ids: np.ndarray, sequence_id: int, view: int) -> None:
         masked = mask(ids, sequence_id, view, keep=KeepConfig(masked=1, unmasked=0))

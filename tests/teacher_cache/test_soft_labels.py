@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -22,6 +22,7 @@ from tests import families
 TEMPERATURES = (1.0, 2.0, 4.0)
 TOP_K = 8
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines are shared
 logits_arrays = arrays(
     np.float32,
     array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=20),
@@ -57,6 +58,7 @@ def replayed(hidden: torch.Tensor, head: OutputHead, soft_labels: SoftLabels, te
 
 
 class TestKeepTop:
+    @unhurried
     @given(logits_arrays, st.data())
     def test_the_largest_are_kept_as_an_ascending_set(self, logits: np.ndarray, data: st.DataObject) -> None:
         top_k = data.draw(st.integers(1, logits.shape[1]))
@@ -68,6 +70,7 @@ class TestKeepTop:
         largest = np.sort(logits, axis=1)[:, -top_k:]  # which of equal logits are kept does not matter
         np.testing.assert_array_equal(np.sort(soft_labels.topk_logits.numpy(), axis=1), largest)
 
+    @unhurried
     @given(logits_arrays, temperatures_lists, st.data())
     def test_the_rest_is_the_log_sum_exp_of_all_others(
         self, logits: np.ndarray, temperatures: list[float], data: st.DataObject
@@ -80,6 +83,7 @@ class TestKeepTop:
             expected = np.logaddexp.reduce(others / temperature, axis=1)
             np.testing.assert_allclose(rest.numpy(), expected, rtol=1e-6, atol=1e-6)
 
+    @unhurried
     @given(logits_arrays)
     def test_all_tokens_leave_no_rest_and_give_exact_rows(self, logits: np.ndarray) -> None:
         rows = torch.from_numpy(logits)
@@ -107,6 +111,7 @@ class TestKeepTop:
 
 
 class TestBucket:
+    @unhurried
     @given(logits_arrays, st.sampled_from(TEMPERATURES), st.data())
     def test_it_is_the_teachers_row_with_the_rest_summed(
         self, logits: np.ndarray, temperature: float, data: st.DataObject
