@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("config", metavar="CONFIG", help="YAML file of a student")
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example loss.temperature=4 steps=1000")
     run.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args(arguments)
+    options = command.parse(parser, arguments)
 
     def work() -> dict[str, object]:
         spec = settings.load(StudentSpec, options.config, options.overrides)

@@ -1,6 +1,7 @@
 """What a run says of itself while it learns: lines for a person, `metrics.jsonl`, and TensorBoard."""
 
 import json
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +37,7 @@ class RunLog:
             self._writer.add_scalar(name, row[name], report.step)
         self._writer.add_scalar("tokens_per_s", report.num_tokens / report.step_s, report.step)
         if report.step % self._every_steps == 0 or report.step == report.num_steps:
-            print(line(report), flush=True)
+            print(line(report), file=sys.stderr, flush=True)
 
     @property
     def last(self) -> StepReport | None:

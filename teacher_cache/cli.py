@@ -10,7 +10,7 @@ from teacher_cache.shell import command, settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = command.parse(_parser(), arguments)
     work, render = _COMMANDS[options.command]
     return command.run(lambda: work(options), as_json=options.json, render=render)
 

@@ -25,7 +25,7 @@ from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.spec import CorpusIdentity, FileIdentity, Identity, TeacherIdentity
 from teacher_cache.format.store import Store
 from teacher_cache.masking import rare_probabilities
-from teacher_cache.workers import TokeniseFile, UnitWorker, describe_file, tokeniser
+from teacher_cache.workers import DescribeFile, TokeniseFile, UnitWorker, tokeniser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class BuildSummary:
     cache: str
     fingerprint: str
     num_views: int
+    """That the spec asks for; the figures below are of these."""
     num_sequences: int
     """Of the corpus; each is in every view."""
     num_tokens: int
@@ -67,7 +68,8 @@ def build(spec: CacheSpec, *, progress: bool = True) -> BuildSummary:
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         teacher, tokenizer_digest = prepare_teacher(spec, folder)
         workers = resources.enter_context(executor(spec.execution))
-        files = describe_files(corpus, workers)
+        is_tokenised = store.exists(sequences.MANIFEST_KEY)
+        files = describe_files(corpus, workers, text_field=None if is_tokenised else spec.corpus.text_field)
         identity = identify(spec, files, teacher, tokenizer_digest)
         declare(store, identity, spec, files, folder)
         corpus_sequences = build_sequences(store, identity, files, workers, progress=progress)
@@ -92,11 +94,21 @@ def prepare_teacher(spec: CacheSpec, folder: Path) -> tuple[TeacherIdentity, str
     return identity, teachers.tokenizer_sha256(loaded.tokenizer)
 
 
-def describe_files(corpus: Sequence[tuple[str, str]], workers: Executor) -> list[CorpusFile]:
-    """Size and digest of every corpus file, in order."""
+def describe_files(corpus: Sequence[tuple[str, str]], workers: Executor, *, text_field: str | None) -> list[CorpusFile]:
+    """Size and digest of every corpus file, in order; with `text_field`, every document is read as well.
+
+    Raises:
+        UserError: a file cannot be used, or there is no text in any.
+    """
     items = [{"file": file, "url": url, "format": format} for file, (url, format) in enumerate(corpus)]
-    described = {row["file"]: row for row in _checked(workers.tasks(items, describe_file))}
-    return [CorpusFile(**_without(described[file], "file")) for file in range(len(corpus))]
+    described = {row["file"]: row for row in _checked(workers.tasks(items, DescribeFile(text_field)))}
+    if not any(row["has_text"] for row in described.values()):
+        raise _no_text(len(items))
+    return [CorpusFile(**_without(described[file], "file", "has_text")) for file in range(len(corpus))]
+
+
+def _no_text(num_files: int) -> UserError:
+    return UserError(f"the corpus has no usable text: {num_files} files, no token; check corpus.paths and format")
 
 
 def identify(spec: CacheSpec, files: Sequence[CorpusFile], teacher: TeacherIdentity, tokenizer_digest: str) -> Identity:
@@ -142,7 +154,7 @@ def build_sequences(
     except FileNotFoundError:
         sealed = _tokenise(store, identity, files, workers, progress=progress)
     if not sealed.num_sequences:
-        raise UserError(f"the corpus has no usable text: {len(files)} files, no token; check corpus.paths and format")
+        raise _no_text(len(files))
     return sealed
 
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
+from teacher_cache.corpus.documents import pieces
 from teacher_cache.corpus.files import describe
 from teacher_cache.corpus.sequences import sequences as tokenise
 from teacher_cache.errors import UserError
@@ -24,12 +25,26 @@ from teacher_cache.format.spec import Identity
 from teacher_cache.format.store import Store
 
 
-def describe_file(item: dict[str, Any]) -> dict[str, Any]:
-    try:
-        described = describe(str(item["url"]), str(item["format"]))
-    except UserError as error:
-        return {"file": item["file"], "error": str(error)}
-    return {"file": item["file"], "error": "", **asdict(described)}
+class DescribeFile:
+    """A Ray task: size and digest of one corpus file, and whether it holds text.
+
+    With `text_field` it reads every document too, so that what cannot be read is known before anything is written.
+    """
+
+    def __init__(self, text_field: str | None) -> None:
+        self._text_field = text_field
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        url, format = str(item["url"]), str(item["format"])
+        try:
+            described = describe(url, format)
+            has_text = self._text_field is None or self._has_text(url, format, self._text_field)
+        except UserError as error:
+            return {"file": item["file"], "error": str(error)}
+        return {"file": item["file"], "error": "", "has_text": has_text, **asdict(described)}
+
+    def _has_text(self, url: str, format: str, text_field: str) -> bool:
+        return sum(1 for _ in pieces(url, format=format, text_field=text_field)) > 0
 
 
 class TokeniseFile:

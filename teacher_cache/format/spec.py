@@ -38,7 +38,8 @@ class MaskingConfig:
     random_share: Rate = 0.1
     keep_share: Rate = 0.1
     policy: Literal["uniform", "rare", "strided"] = "uniform"
-    """`rare` favours rare tokens, `strided` masks each position once in round(1/rate) views."""
+    """`rare` favours rare tokens; `strided` masks each position once in round(1/rate) views, so that a sequence shorter
+    than that has views without a mask."""
     seed: Seed = 0
 
     @model_validator(mode="after")

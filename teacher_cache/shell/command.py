@@ -1,9 +1,10 @@
 """What both command lines share: results for people or as JSON, one message and a status for errors."""
 
+import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from teacher_cache.errors import UserError
@@ -29,6 +30,17 @@ def run(work: Callable[[], Any], *, as_json: bool, render: Render) -> int:
         return 130
     print(json.dumps(result, indent=2) if as_json else render(result), flush=True)
     return 0 if not isinstance(result, dict) or result.get("ok", True) else 1
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses a command line in which options and KEY=VALUE overrides may be mixed, which argparse alone refuses."""
+    options, others = parser.parse_known_args(arguments)
+    refused = [word for word in others if word.startswith("-") or not hasattr(options, "overrides")]
+    if refused:
+        parser.error(f"unrecognized arguments: {' '.join(refused)}")
+    if others:
+        options.overrides = [*options.overrides, *others]
+    return options
 
 
 def pairs(result: dict[str, Any]) -> str:

@@ -77,6 +77,16 @@ class TestBuild:
         assert (result["num_sequences"], result["num_views"], result["num_units_built"]) == (30, 1, 3)
         assert "view 0" not in captured.err, "no progress bar beside JSON"
 
+    def test_overrides_may_stand_behind_options(self, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert teacher_cache.cli.main(["build", config, "views=2", "--json", "keep.unmasked=1"]) == 0
+        assert json.loads(capsys.readouterr().out)["num_views"] == 2
+
+    @pytest.mark.parametrize("words", [["build", "c.yaml", "--fast"], ["info", "url", "views=2"]])
+    def test_what_no_command_takes_is_refused(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            teacher_cache.cli.main(words)
+        assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err
+
     def test_overrides_go_before_the_file(self, config: str, tmp_path: Path) -> None:
         overrides = ["keep.unmasked=1", "soft_labels.temperatures=[3]", f"cache={tmp_path}/other", "views=2"]
         assert teacher_cache.cli.main(["build", config, *overrides]) == 0
@@ -160,7 +170,6 @@ class TestMistakesOfBoth:
 
 
 class TestStudent:
-    @pytest.mark.xfail(strict=True, reason="student_train/run_log.py prints its lines to standard output")
     def test_a_run_ends_with_its_result_as_json(
         self, built: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

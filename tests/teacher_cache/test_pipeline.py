@@ -380,7 +380,7 @@ class TestRefusedBeforeTheTeacherIsAsked:
             with counted_calls() as calls, pytest.raises(UserError, match=message):
                 run(spec)
             assert calls == []
-            assert not (Path(spec.cache) / "commits").exists()
+            assert not Path(spec.cache).exists()
 
     @pytest.mark.parametrize("text", ["", " \n\n \t\n"])
     def test_an_empty_corpus(self, text: str, corpus: Path, make_spec: MakeSpec) -> None:
@@ -395,6 +395,13 @@ class TestRefusedBeforeTheTeacherIsAsked:
     def test_a_file_that_is_not_utf8(self, corpus: Path, make_spec: MakeSpec) -> None:
         corpus.write_bytes(b"the cat sat\nthe d\xf6g sat\n")
         self.refused(make_spec(), r"corpus\.txt is not UTF-8 at byte 17 ")
+
+    def test_a_mended_corpus_is_built_at_the_same_url(self, corpus: Path, make_spec: MakeSpec) -> None:
+        text = corpus.read_text()
+        corpus.write_bytes(b"\xff")
+        self.refused(make_spec(), "is not UTF-8")
+        corpus.write_text(text)
+        assert run(make_spec()).num_units_built == 5
 
 
 class DiesOnce(UnitWorker):
