@@ -11,7 +11,7 @@ if [ "$(cat "$environment/stamp" 2>/dev/null)" != "$stamp" ]; then
   echo "installing into $environment"
   "$python" -m venv "$environment"
   "$environment/bin/python" -m pip install --quiet --upgrade pip
-  "$environment/bin/python" -m pip install --quiet --constraint infra/constraints.txt --editable '.[dev]'
+  PYTHONWARNINGS=ignore "$environment/bin/python" -m pip install --quiet --constraint infra/constraints.txt --editable '.[dev]'
   echo "$stamp" > "$environment/stamp"
 fi
 PATH="$(cd "$environment/bin" && pwd):$PATH"

@@ -4,9 +4,12 @@ Checkpoints, resuming and the finished model are this project's own, under the r
 connects them, and starts them again when one dies.
 """
 
+import contextlib
+import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +19,7 @@ from student_train.export import MODEL_PREFIX, export
 from student_train.loop import DivergedError, Rank, StepReport, Trainer
 from student_train.run_log import RunLog
 from teacher_cache.errors import UserError
-from teacher_cache.format.store import Store
+from teacher_cache.format.store import Store, normal_url
 from teacher_cache.shell.ray_session import gpus_each, ray_session
 from teacher_cache.shell.settings import parse, to_dict
 
@@ -47,15 +50,27 @@ def train(spec: StudentSpec) -> TrainSummary:
     Raises:
         UserError: bad input, found before any worker starts; or training that diverged.
     """
+    spec = with_absolute_paths(spec)
     execution = spec.execution
     if execution.num_workers == 0:
         torch.set_num_threads(max(execution.cpus_per_worker, torch.get_num_threads()))
         device = torch.device("cuda" if execution.gpus_per_worker != 0 and torch.cuda.is_available() else "cpu")
-        return TrainSummary(**run_worker(spec, device=device, on_checkpoint=lambda report: None))
+        return TrainSummary(**run_worker(spec, device=device, say=say, on_checkpoint=lambda report: None))
     check(spec)
     num_cpus = execution.num_workers * execution.cpus_per_worker + 1
-    with ray_session(address=execution.address, num_cpus=num_cpus, log_to_driver=True):
+    with ray_session(address=execution.address, num_cpus=num_cpus, log_to_driver=False):
         return TrainSummary(**_fit(spec))
+
+
+def with_absolute_paths(spec: StudentSpec) -> StudentSpec:
+    """The same, whatever folder a worker runs in: Ray Train gives each a folder of its own."""
+    student, execution = spec.student, spec.execution
+    if student.initial_weights not in ("teacher", "random"):
+        student = replace(student, initial_weights=normal_url(student.initial_weights))
+    if execution.disk_cache is not None:
+        execution = replace(execution, disk_cache=normal_url(execution.disk_cache))
+    caches = tuple(normal_url(url) for url in spec.caches)
+    return replace(spec, caches=caches, output=normal_url(spec.output), student=student, execution=execution)
 
 
 def check(spec: StudentSpec) -> None:
@@ -69,7 +84,7 @@ def check(spec: StudentSpec) -> None:
 
 
 def run_worker(
-    spec: StudentSpec, *, device: torch.device, on_checkpoint: Callable[[StepReport], None]
+    spec: StudentSpec, *, device: torch.device, say: Callable[[str], None], on_checkpoint: Callable[[StepReport], None]
 ) -> dict[str, Any]:
     """One worker's whole run: resume, train, checkpoint, export; plain torch, with or without Ray around it."""
     rank = Rank.of_process()
@@ -77,7 +92,9 @@ def run_worker(
     store = Store(spec.output)
     trainer.resume(store)
     resumed = trainer.progress
-    log = RunLog(store, after_step=resumed.step, every_steps=spec.execution.log_steps) if rank.index == 0 else None
+    log = None
+    if rank.index == 0:
+        log = RunLog(store, after_step=resumed.step, every_steps=spec.execution.log_steps, say=say)
     last: StepReport | None = None
 
     def on_step(report: StepReport) -> None:
@@ -113,6 +130,11 @@ def run_worker(
     )
 
 
+def say(line: str) -> None:
+    """Progress goes to standard error, so that results stand alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def sum_sequences(trainer: Trainer, first_step: int) -> int:
     """Sequences that the steps from `first_step` on have consumed, over all workers."""
     whole, size = trainer.num_epoch_sequences, trainer.spec.batch_sequences
@@ -129,6 +151,7 @@ def _fit(spec: StudentSpec) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.util.queue import Queue
 
     num_gpus = gpus_each(spec.execution.gpus_per_worker)
     resources = {"CPU": spec.execution.cpus_per_worker} | ({"GPU": num_gpus} if num_gpus else {})
@@ -142,16 +165,18 @@ def _fit(spec: StudentSpec) -> dict[str, Any]:
         failure_config=FailureConfig(max_failures=spec.execution.max_failures),
         logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # V2's RunConfig has it
     )
+    lines = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _train_loop,  # type: ignore[arg-type]  # Ray Train V2 hands back rank 0's return value, its types say None
-        train_loop_config={"spec": to_dict(spec), "on_gpu": num_gpus > 0},
+        train_loop_config={"spec": to_dict(spec), "on_gpu": num_gpus > 0, "lines": lines},
         scaling_config=ScalingConfig(
             num_workers=spec.execution.num_workers, use_gpu=num_gpus > 0, resources_per_worker=resources
         ),
         run_config=run_config,
     )
     try:
-        result = trainer.fit()
+        with _printed(lines):
+            result = trainer.fit()
     except TrainingFailedError as error:
         causes = [
             str(cause) for cause in getattr(error, "worker_failures", {}).values() if isinstance(cause, UserError)
@@ -164,6 +189,24 @@ def _fit(spec: StudentSpec) -> dict[str, Any]:
     return outcome
 
 
+@contextlib.contextmanager
+def _printed(lines: Any) -> Iterator[None]:
+    """Prints what workers put into a Ray queue; their own output is full of Ray's."""
+
+    def follow() -> None:
+        for line in iter(lines.get, None):
+            say(line)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        lines.put(None)
+        thread.join()
+        lines.shutdown()
+
+
 def _train_loop(config: dict[str, Any]) -> dict[str, Any]:
     """A Ray Train worker. What ends all workers alike is an outcome; what one fails of, Ray restarts them all for."""
     import ray.train
@@ -174,6 +217,11 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any]:
     if not config["on_gpu"]:
         torch.set_num_threads(spec.execution.cpus_per_worker)
     try:
-        return run_worker(spec, device=device, on_checkpoint=lambda report: ray.train.report(asdict(report)))
+        return run_worker(
+            spec,
+            device=device,
+            say=config["lines"].put,
+            on_checkpoint=lambda report: ray.train.report(asdict(report)),
+        )
     except DivergedError as error:
         return {"error": str(error)}

@@ -1,8 +1,8 @@
 """What a run says of itself while it learns: lines for a person, `metrics.jsonl`, and TensorBoard."""
 
 import json
-import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,17 @@ MAX_METRICS_BYTES = 2**30
 class RunLog:
     """The log of a run's first worker; `flush` puts it into the store, `close` ends it."""
 
-    def __init__(self, store: Store, *, after_step: int, every_steps: int) -> None:
+    def __init__(self, store: Store, *, after_step: int, every_steps: int, say: Callable[[str], None]) -> None:
         self._store = store
         self._every_steps = every_steps
+        self._say = say
         self._rows = [row for row in _read(store) if row["step"] <= after_step]
         self._temporary = None if store.is_local else tempfile.TemporaryDirectory()
         self._folder = Path(self._temporary.name if self._temporary else store.path("tensorboard"))
         self._writer = SummaryWriter(str(self._folder), purge_step=after_step + 1)
 
     def step(self, report: StepReport) -> None:
-        """Notes a step, and prints every `every_steps`-th and the last one."""
+        """Notes a step, and says every `every_steps`-th and the last one."""
         row = asdict(report)
         self._rows.append(row)
         for name, value in report.losses.items():
@@ -37,7 +38,7 @@ class RunLog:
             self._writer.add_scalar(name, row[name], report.step)
         self._writer.add_scalar("tokens_per_s", report.num_tokens / report.step_s, report.step)
         if report.step % self._every_steps == 0 or report.step == report.num_steps:
-            print(line(report), file=sys.stderr, flush=True)
+            self._say(line(report))
 
     @property
     def last(self) -> StepReport | None:

@@ -1,6 +1,6 @@
 """A small BERT made on the spot: a stand-in for a downloaded teacher such as bert-base-uncased.
 
-Usage: `python infra/quickstart/stand_in_teacher.py TEXT_DIR OUT_DIR [--steps 2000]`
+Usage: `python infra/quickstart/stand_in_teacher.py TEXT_DIR OUT_DIR [--steps 1500]`
 
 It is there so that everything can be tried without a download. It knows little English, and whoever has a network
 names a real checkpoint instead.
@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trains a stand-in for a downloaded BERT teacher.")
     parser.add_argument("text_dir", type=Path)
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--steps", type=int, default=2000, help="of training (default: 2000)")
+    parser.add_argument("--steps", type=int, default=1500, help="of training (default: 1500)")
     arguments = parser.parse_args()
     print("A stand-in for a downloaded teacher such as bert-base-uncased: small, and of little English.")
     loss, accuracy = make_teacher(arguments.text_dir, arguments.out_dir, arguments.steps)

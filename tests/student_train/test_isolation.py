@@ -66,7 +66,7 @@ def look(found):
 def train(spec):
     found = {"shapes": [], "digests": [], "strangers": [], "checks": 0}
     launch.check(spec)
-    launch.run_worker(spec, device=torch.device("cpu"), on_checkpoint=lambda report: look(found))
+    launch.run_worker(spec, device=torch.device("cpu"), say=launch.say, on_checkpoint=lambda report: look(found))
     launch.train(spec)
     return found
 

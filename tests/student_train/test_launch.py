@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_a_killed_run_goes_on_with_its_logs(default_cache, tmp_path, finished):
             raise runs.KilledError
 
     with pytest.raises(runs.KilledError):
-        launch.run_worker(spec, device=runs.CPU, on_checkpoint=kill)
+        launch.run_worker(spec, device=runs.CPU, say=launch.say, on_checkpoint=kill)
     assert not (tmp_path / "model").exists()
     train(spec)
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 8))
@@ -201,8 +202,12 @@ def assert_close(student: dict[str, torch.Tensor], expected: dict[str, torch.Ten
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
-def test_two_workers_learn_what_one_process_learns(default_cache, in_process, tmp_path):
-    summary = train(with_workers(default_cache, tmp_path))
+def test_two_workers_learn_what_one_process_learns(default_cache, in_process, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # relative paths: Ray Train's workers run in folders of their own
+    spec = with_workers(default_cache, Path("run"))
+    summary = train(replace(spec, caches=(os.path.relpath(default_cache.url),)))
+    assert "step 5/5  loss" in capsys.readouterr().err
+    tmp_path = tmp_path / "run"
     assert (summary.num_workers, summary.num_steps) == (2, 5)
     assert set(summary.losses) == {"soft_labels", "masked_lm", "cosine", "total"}
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 6))
@@ -225,7 +230,8 @@ def test_a_worker_that_dies_is_started_again_and_goes_on(default_cache, in_proce
             ray.train.report({"step": report.step})
 
         torch.set_num_threads(1)
-        return launch.run_worker(parse(StudentSpec, config["spec"]), device=torch.device("cpu"), on_checkpoint=die_once)
+        spec = parse(StudentSpec, config["spec"])
+        return launch.run_worker(spec, device=torch.device("cpu"), say=config["lines"].put, on_checkpoint=die_once)
 
     monkeypatch.setattr(launch, "_train_loop", dying_loop)
     output = tmp_path / "run"
@@ -238,8 +244,8 @@ def test_a_worker_that_dies_is_started_again_and_goes_on(default_cache, in_proce
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
-def test_a_users_mistake_in_a_worker_is_one_message_and_no_restart(default_cache, tmp_path):
+def test_a_mistake_that_only_workers_find_is_one_message(default_cache, tmp_path):
     """Hidden objects that are missing are found by the workers only."""
     cache = copy_without(default_cache, tmp_path / "cache", "shards/*/*.hidden*")
     with pytest.raises(UserError, match=r"hidden\S* is missing"):
-        train(with_workers(cache, tmp_path / "run"))
+        train(with_workers(cache, tmp_path / "run", max_failures=0))
