@@ -2,7 +2,7 @@
 # The whole way on one machine, from plain text to a distilled student: about 6 minutes on 2 cores after installation.
 #
 # The teacher is a stand-in that is trained here in under two minutes, so that nothing is downloaded. With a network,
-# a real one is one line: teacher-cache build infra/quickstart/cache.yaml teacher.model=bert-base-uncased
+# a real one is one line: teacher-cache build infra/quickstart/cache.yaml cache=./bert-cache teacher.model=bert-base-uncased
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . infra/environment.sh

@@ -6,12 +6,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from student_train import order
     from student_train.config import StudentSpec
     from student_train.launch import train
 
-__all__ = ["StudentSpec", "train"]
+__all__ = ["StudentSpec", "order", "train"]
 
-_HOMES = {"StudentSpec": "student_train.config", "train": "student_train.launch"}
+_HOMES = {"StudentSpec": "student_train.config", "order": "student_train.order", "train": "student_train.launch"}
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    module = import_module(_HOMES[name])
+    return module if name == "order" else getattr(module, name)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from teacher_cache.format.shard import Row
+from teacher_cache.targets.batching import pad
 from teacher_cache.targets.soft_labels import SoftLabels
 
 
@@ -49,17 +50,13 @@ class MicroBatch:
 
 def collate(rows: Sequence[Row], *, pad_id: int, hidden_layer: int | None) -> MicroBatch:
     """Pads and flattens rows; `hidden_layer` is the stored layer that feeds the teacher's head, None for none."""
-    length = max(len(row.input_ids) for row in rows)
-    input_ids = np.full((len(rows), length), pad_id, dtype=np.int64)
-    attention_mask = np.zeros((len(rows), length), dtype=np.int64)
-    for place, row in enumerate(rows):
-        input_ids[place, : len(row.input_ids)] = row.input_ids
-        attention_mask[place, : len(row.input_ids)] = 1
+    input_ids, attention_mask = pad([row.input_ids for row in rows], pad_id)
+    length = input_ids.shape[1]
     temperatures = list(rows[0].rest_log_sum_exp)
     hidden = [row.hidden[hidden_layer] for row in rows] if hidden_layer is not None else None
     return MicroBatch(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(attention_mask),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
         label_places=_places([row.label_positions for row in rows], length),
         label_ids=_joined([row.label_ids for row in rows], np.int64),
         kept_places=_places([row.kept_positions for row in rows], length),

@@ -24,6 +24,8 @@ class Progress:
 
     run: str
     """Digest of what the run learns from and how; another run's checkpoints are refused."""
+    num_views: int
+    """Views that the run reads in turn, fixed at its start."""
     step: int
     epoch: int
     sequences: int

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from teacher_cache.format.spec import Url
 from teacher_cache.shell.settings import STRICT
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -34,6 +35,8 @@ class StudentConfig:
             raise ValueError("teacher_layers must name at least one layer")
         if layers and self.num_layers and len(layers) != self.num_layers:
             raise ValueError(f"teacher_layers names {len(layers)} layers, num_layers is {self.num_layers}")
+        if self.initial_weights != "teacher" and layers:
+            raise ValueError("teacher_layers needs initial_weights: teacher; write num_layers for how many")
         if self.initial_weights == "teacher" and (self.width or self.num_heads):
             raise ValueError("width and num_heads other than the teacher's need initial_weights: random")
         return self
@@ -79,7 +82,7 @@ class OptimizerConfig:
 class ExecutionConfig:
     """How the work is done; no part of what is learned, but for rounding."""
 
-    num_workers: Annotated[int, Field(ge=0)] = 1
+    num_workers: Annotated[int, Field(ge=0, strict=True)] = 1
     """Ray Train workers; 0 trains in this process, without Ray."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """None: one each where the Ray cluster has GPUs, otherwise none."""
@@ -101,9 +104,9 @@ class ExecutionConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class StudentSpec:
-    caches: Annotated[tuple[str, ...], Field(min_length=1)]
+    caches: Annotated[tuple[Url, ...], Field(min_length=1)]
     """Sealed caches of one teacher and tokenizer, read as one."""
-    output: str
+    output: Url
     """Folder or URL for checkpoints, logs and the finished model."""
     student: StudentConfig = field(default_factory=StudentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -123,4 +126,6 @@ class StudentSpec:
     def _one_length(self) -> "StudentSpec":
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give epochs or steps, not both")
+        if len(set(self.caches)) != len(self.caches):
+            raise ValueError("caches names one more than once: its sequences would count twice")
         return self

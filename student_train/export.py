@@ -1,6 +1,7 @@
 """The finished student: a Hugging Face folder with tokenizer and model card."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -16,7 +17,13 @@ MODEL_PREFIX = "model"
 
 
 def export(
-    model: PreTrainedModel, store: Store, *, spec: StudentSpec, caches: list[Cache], last: StepReport | None
+    model: PreTrainedModel,
+    store: Store,
+    *,
+    spec: StudentSpec,
+    caches: list[Cache],
+    views: Sequence[int],
+    last: StepReport | None,
 ) -> None:
     """Puts the student under `model/` of the run's output, as `AutoModelForMaskedLM.from_pretrained` takes it."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -26,23 +33,30 @@ def export(
         if model.config.model_type == "distilbert":  # it takes no segment ids, a BERT tokenizer makes them
             tokenizer.model_input_names = ["input_ids", "attention_mask"]
         tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(model, spec=spec, caches=caches, last=last))
+        (folder / "README.md").write_text(model_card(model, spec=spec, caches=caches, views=views, last=last))
         for path in sorted(folder.iterdir()):
             store.replace(f"{MODEL_PREFIX}/{path.name}", path.read_bytes())
 
 
-def model_card(model: PreTrainedModel, *, spec: StudentSpec, caches: list[Cache], last: StepReport | None) -> str:
+def model_card(
+    model: PreTrainedModel,
+    *,
+    spec: StudentSpec,
+    caches: list[Cache],
+    views: Sequence[int],
+    last: StepReport | None,
+) -> str:
     """A model card that names what the student learned from, how, and how far it came."""
     data = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=["distillation", "teacher-cache"])
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    sources = "\n".join(_source(cache) for cache in caches)
+    sources = "\n".join(_source(cache, views) for cache in caches)
     recipe = to_dict(spec)
     config = model.config
     figures = (
         f"Last step: {last.step} of {last.num_steps}; "
         + ", ".join(f"{name} {value:.4f}" for name, value in last.losses.items())
         if last
-        else "No step was taken."
+        else "No step was taken"
     )
     content = f"""---
 {data.to_yaml()}
@@ -50,8 +64,7 @@ def model_card(model: PreTrainedModel, *, spec: StudentSpec, caches: list[Cache]
 
 # {config.model_type} student, {config.num_hidden_layers} layers, {num_parameters / 1e6:.1f} M parameters
 
-Distilled from a cache of its teacher's answers, without the teacher in memory, by the triple loss of DistilBERT
-(Sanh et al. 2019, arXiv 1910.01108).
+{_origin(spec)}
 
 ## Teacher caches
 
@@ -75,10 +88,20 @@ Distilled from a cache of its teacher's answers, without the teacher in memory, 
     return str(ModelCard(content))
 
 
-def _source(cache: Cache) -> str:
-    views = ", ".join(f"view {view} `{cache.manifest(view).sha256}`" for view in range(cache.num_views))
+def _origin(spec: StudentSpec) -> str:
+    weights = spec.loss.weights
+    if weights.soft_labels == weights.cosine == 0:
+        return "Trained as a masked LM on the inputs of a teacher's cache, untaught: no word of the teacher was used."
+    return (
+        "Distilled from a cache of its teacher's answers, without the teacher in memory, by the triple loss of\n"
+        "DistilBERT (Sanh et al. 2019, arXiv 1910.01108)."
+    )
+
+
+def _source(cache: Cache, views: Sequence[int]) -> str:
+    manifests = ", ".join(f"view {view} `{cache.manifest(view).sha256}`" for view in views)
     teacher = cache.notes.get("teacher", {}).get("model", "unknown")
-    return f"- `{cache.fingerprint}` of teacher `{teacher}`; manifests: {views}"
+    return f"- `{cache.fingerprint}` of teacher `{teacher}`; manifests: {manifests or 'none read'}"
 
 
 def _table(values: dict[str, object], prefix: str) -> str:

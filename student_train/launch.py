@@ -56,10 +56,10 @@ def train(spec: StudentSpec) -> TrainSummary:
         torch.set_num_threads(max(execution.cpus_per_worker, torch.get_num_threads()))
         device = torch.device("cuda" if execution.gpus_per_worker != 0 and torch.cuda.is_available() else "cpu")
         return TrainSummary(**run_worker(spec, device=device, say=say, on_checkpoint=lambda report: None))
-    check(spec)
+    num_views = check(spec)
     num_cpus = execution.num_workers * execution.cpus_per_worker + 1
     with ray_session(address=execution.address, num_cpus=num_cpus, log_to_driver=False):
-        return TrainSummary(**_fit(spec))
+        return TrainSummary(**_fit(spec, num_views))
 
 
 def with_absolute_paths(spec: StudentSpec) -> StudentSpec:
@@ -73,22 +73,30 @@ def with_absolute_paths(spec: StudentSpec) -> StudentSpec:
     return replace(spec, caches=caches, output=normal_url(spec.output), student=student, execution=execution)
 
 
-def check(spec: StudentSpec) -> None:
+def check(spec: StudentSpec) -> int:
     """Builds all that a worker builds, before any worker is asked for, and looks for another run in the output.
+
+    Returns the number of views to read, which all workers must agree on while more are being sealed.
 
     Raises:
         UserError: what a worker would fail of.
     """
     trainer = Trainer(spec, device=torch.device("cpu"), rank=Rank())
-    trainer.check_output(Store(spec.output))
+    progress = trainer.check_output(Store(spec.output))
+    return progress.num_views if progress else trainer.num_views
 
 
 def run_worker(
-    spec: StudentSpec, *, device: torch.device, say: Callable[[str], None], on_checkpoint: Callable[[StepReport], None]
+    spec: StudentSpec,
+    *,
+    device: torch.device,
+    say: Callable[[str], None],
+    on_checkpoint: Callable[[StepReport], None],
+    num_views: int | None = None,
 ) -> dict[str, Any]:
     """One worker's whole run: resume, train, checkpoint, export; plain torch, with or without Ray around it."""
     rank = Rank.of_process()
-    trainer = Trainer(spec, device=device, rank=rank)
+    trainer = Trainer(spec, device=device, rank=rank, num_views=num_views)
     store = Store(spec.output)
     trainer.resume(store)
     resumed = trainer.progress
@@ -113,8 +121,8 @@ def run_worker(
     elapsed = time.perf_counter() - start
     if log:
         log.close()
-        export(trainer.model, store, spec=spec, caches=trainer.caches, last=log.last)
-    num_sequences = sum_sequences(trainer, resumed.step)
+        export(trainer.model, store, spec=spec, caches=trainer.caches, views=trainer.views_read, last=log.last)
+    num_sequences = trainer.num_consumed(trainer.progress) - trainer.num_consumed(resumed)
     return asdict(
         TrainSummary(
             output=store.url,
@@ -135,25 +143,14 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def sum_sequences(trainer: Trainer, first_step: int) -> int:
-    """Sequences that the steps from `first_step` on have consumed, over all workers."""
-    whole, size = trainer.num_epoch_sequences, trainer.spec.batch_sequences
-    steps_per_epoch = -(-whole // size)
-
-    def consumed(step: int) -> int:
-        return step // steps_per_epoch * whole + step % steps_per_epoch * size
-
-    return consumed(trainer.progress.step) - consumed(first_step)
-
-
-def _fit(spec: StudentSpec) -> dict[str, Any]:
+def _fit(spec: StudentSpec, num_views: int) -> dict[str, Any]:
     from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.queue import Queue
 
-    num_gpus = gpus_each(spec.execution.gpus_per_worker)
+    num_gpus = gpus_each(spec.execution.gpus_per_worker, spec.execution.num_workers)
     resources = {"CPU": spec.execution.cpus_per_worker} | ({"GPU": num_gpus} if num_gpus else {})
     store = Store(spec.output)
     run_config = RunConfig(
@@ -168,7 +165,7 @@ def _fit(spec: StudentSpec) -> dict[str, Any]:
     lines = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _train_loop,  # type: ignore[arg-type]  # Ray Train V2 hands back rank 0's return value, its types say None
-        train_loop_config={"spec": to_dict(spec), "on_gpu": num_gpus > 0, "lines": lines},
+        train_loop_config={"spec": to_dict(spec), "on_gpu": num_gpus > 0, "lines": lines, "num_views": num_views},
         scaling_config=ScalingConfig(
             num_workers=spec.execution.num_workers, use_gpu=num_gpus > 0, resources_per_worker=resources
         ),
@@ -222,6 +219,7 @@ def _train_loop(config: dict[str, Any]) -> dict[str, Any]:
             device=device,
             say=config["lines"].put,
             on_checkpoint=lambda report: ray.train.report(asdict(report)),
+            num_views=config["num_views"],
         )
     except DivergedError as error:
         return {"error": str(error)}

@@ -86,10 +86,11 @@ class Rank:
 class Trainer:
     """A run's state on one worker."""
 
-    def __init__(self, spec: StudentSpec, *, device: torch.device, rank: Rank) -> None:
+    def __init__(self, spec: StudentSpec, *, device: torch.device, rank: Rank, num_views: int | None = None) -> None:
+        """`num_views` are the views to read in turn, the same on all workers; None for all that are sealed now."""
         self.spec, self.device, self.rank = spec, device, rank
         self.caches = open_caches(spec)
-        self.num_views = min(cache.num_views for cache in self.caches)
+        self.num_views = num_views or min(cache.num_views for cache in self.caches)
         self.num_epoch_sequences = epoch_order(self.caches, view=0, seed=spec.seed, epoch=0).num_sequences
         self.num_steps = count_steps(spec, self.num_epoch_sequences)
         torch.manual_seed(spec.seed)
@@ -102,7 +103,14 @@ class Trainer:
         self.optimizer = make_optimizer(self.modules, spec.optimizer)
         self.loss = TripleLoss(spec.loss, self._teacher_head(), projection)
         self._step_end = time.perf_counter()
-        self.progress = Progress(run=run_digest(spec, self.caches), step=0, epoch=0, sequences=0, seconds=0.0)
+        self.progress = Progress(
+            run=run_digest(spec, self.caches, self.num_views),
+            num_views=self.num_views,
+            step=0,
+            epoch=0,
+            sequences=0,
+            seconds=0.0,
+        )
 
     def _needs(self, part: str) -> bool:
         return part in teacher_parts(self.spec.loss)
@@ -117,7 +125,11 @@ class Trainer:
             UserError: it belongs to a run with another configuration.
         """
         progress = checkpoint.newest_progress(store)
-        if progress is not None and progress.run != self.progress.run:
+        if progress is None:
+            return None
+        # Views that were sealed since the run began are none of its own.
+        own = run_digest(self.spec, self.caches, min(progress.num_views, self.num_views))
+        if progress.run != own:
             raise UserError(
                 f"{store.url} holds checkpoints of another run: its configuration or its caches differ; "
                 "choose another `output`, or delete that one"
@@ -129,7 +141,17 @@ class Trainer:
         progress = self.check_output(store)
         if progress is not None:
             checkpoint.load_checkpoint(store, progress, self.modules, self.optimizer)
-            self.progress = progress
+            self.progress, self.num_views = progress, progress.num_views
+
+    def num_consumed(self, progress: Progress) -> int:
+        """Sequences of all epochs that the run had consumed at `progress`, over all workers."""
+        return progress.epoch * self.num_epoch_sequences + progress.sequences
+
+    @property
+    def views_read(self) -> list[int]:
+        """Views of which the run has read so far."""
+        epochs = self.progress.epoch + (self.progress.sequences > 0)
+        return list(range(min(epochs, self.num_views)))
 
     def save(self, store: Store) -> None:
         """Writes a checkpoint on the first worker; the others wait."""
@@ -325,11 +347,10 @@ def make_projection(model: PreTrainedModel, cache: Cache) -> nn.Linear | None:
     return None if width == teacher_width else nn.Linear(width, teacher_width, bias=False)
 
 
-def run_digest(spec: StudentSpec, caches: list[Cache]) -> str:
+def run_digest(spec: StudentSpec, caches: list[Cache], num_views: int) -> str:
     """Digest of all that decides what a run learns: its configuration, and the manifests that it reads."""
     values = to_dict(spec)
     for name in ("caches", "output", "execution"):
         del values[name]
-    num_views = min(cache.num_views for cache in caches)
     manifests = [[cache.manifest(view).sha256 for view in range(num_views)] for cache in caches]
     return documents.digest_of({"spec": values, "manifests": manifests})

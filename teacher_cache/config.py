@@ -19,6 +19,7 @@ from teacher_cache.format.spec import (
     Positive,
     SequenceLength,
     SoftLabelsConfig,
+    Url,
 )
 from teacher_cache.shell.settings import STRICT
 
@@ -39,7 +40,7 @@ class CorpusConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TeacherConfig:
-    model: str
+    model: Url
     """Hub name or folder of a masked-LM checkpoint, for example `bert-base-uncased`."""
     revision: str | None = None
     """Hub commit, tag or branch; None is the hub's main."""
@@ -51,7 +52,7 @@ class TeacherConfig:
 class ExecutionConfig:
     """How the work is done; no part of a cache's identity."""
 
-    num_workers: Annotated[int, Field(ge=0)] | tuple[Positive, Positive] = 1
+    num_workers: Annotated[int, Field(ge=0, strict=True)] | tuple[Positive, Positive] = 1
     """Teacher actors, or [min, max] to scale between; 0 works in this process, without Ray."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """None: one each where the Ray cluster has GPUs, otherwise none."""
@@ -72,7 +73,7 @@ class ExecutionConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CacheSpec:
-    cache: str
+    cache: Url
     """Folder or URL (s3://bucket/prefix) of the cache."""
     objective: Objective = "masked_lm"
     corpus: CorpusConfig

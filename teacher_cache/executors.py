@@ -55,7 +55,7 @@ class OnRay:
         import ray
 
         workers = self._execution.num_workers
-        num_gpus = gpus_each(self._execution.gpus_per_worker)
+        num_gpus = gpus_each(self._execution.gpus_per_worker, workers[0] if isinstance(workers, tuple) else workers)
         left = iter(items)
         while wave := list(islice(left, WAVE_ITEMS)):
             if isinstance(workers, tuple):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from teacher_cache.errors import UserError
-from teacher_cache.format import documents, manifest, teacher_files
+from teacher_cache.format import manifest, spec, teacher_files, token_counts
 from teacher_cache.format.cache import Cache, open_cache
 from teacher_cache.format.manifest import Manifest, Shard
 from teacher_cache.format.sequences import Sequences
@@ -129,13 +129,12 @@ def _check_origin(cache: Cache, sealed: Manifest) -> None:
     """What stands beside a view is what the view was built from."""
     built_from, store = sealed.digests, cache.store
     found = {
-        "spec.json": (
-            built_from.spec,
-            documents.sha256(store.read("spec.json", max_bytes=documents.MAX_DOCUMENT_BYTES)),
-        ),
+        "spec.json": (built_from.spec, spec.digest(store)),
         "teacher": (built_from.teacher, teacher_files.digest(store)),
         "sequences": (built_from.sequences, Sequences(store).sha256),
     }
+    if built_from.token_counts:
+        found[token_counts.KEY] = (built_from.token_counts, token_counts.digest(store))
     others = [name for name, (before, now) in found.items() if before != now]
     if others:
         raise UserError(f"{cache.url}: {', '.join(others)}: not what view {sealed.view} was built from")
@@ -158,9 +157,9 @@ def _ask_again(cache: Cache) -> dict[str, float]:
     """Runs the teacher on a sample of stored inputs and compares what it says with what is stored."""
     import torch
 
+    from teacher_cache.targets.batching import pad
     from teacher_cache.targets.soft_labels import SoftLabels
     from teacher_cache.teacher import Teacher, load_teacher
-    from teacher_cache.units import pad
 
     loaded = load_teacher(str(cache.teacher.folder))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

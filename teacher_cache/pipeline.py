@@ -19,7 +19,8 @@ from teacher_cache.config import CacheSpec, ExecutionConfig
 from teacher_cache.corpus.files import CorpusFile, resolve
 from teacher_cache.errors import UserError
 from teacher_cache.executors import Executor, Item, executor
-from teacher_cache.format import documents, manifest, sequences, spec, teacher_files, token_counts
+from teacher_cache.format import manifest, sequences, teacher_files, token_counts
+from teacher_cache.format import spec as spec_file
 from teacher_cache.format.manifest import Digests
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.spec import CorpusIdentity, FileIdentity, Identity, TeacherIdentity
@@ -63,7 +64,7 @@ def build(spec: CacheSpec, *, progress: bool = True) -> BuildSummary:
     with ExitStack() as resources:
         store = Store(spec.cache)
         with contextlib.suppress(FileNotFoundError):  # a bad URL should not cost a look at the whole corpus
-            store.read("spec.json", max_bytes=documents.MAX_DOCUMENT_BYTES)
+            spec_file.digest(store)
         corpus = resolve(spec.corpus.paths, spec.corpus.format)
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         teacher, tokenizer_digest = prepare_teacher(spec, folder)
@@ -137,7 +138,7 @@ def declare(store: Store, identity: Identity, cache: CacheSpec, files: Sequence[
         "corpus": [file.url for file in files],
         "teacher": {"model": cache.teacher.model, "revision": cache.teacher.revision},
     }
-    spec.create_or_check(store, identity, notes)
+    spec_file.create_or_check(store, identity, notes)
     teacher_files.put(store, folder)
 
 
@@ -194,18 +195,23 @@ def build_view(
         _count_tokens(store, identity, corpus)
     done = manifest.committed_units(store, view)
     pending = [unit for unit in range(num_units) if unit not in done]
-    bar = tqdm(desc=f"view {view}", unit=" tokens", unit_scale=True, disable=not progress, total=corpus.num_tokens)
-    # Units hold like numbers of tokens, so those done before are shown by their share.
-    bar.update(corpus.num_tokens * (num_units - len(pending)) // num_units)
-    receipts, num_bytes = [], 0
     units = [{"view": view, "unit": unit} for unit in pending]
     arguments = {"url": store.url, "batch_tokens": execution.batch_tokens, "num_threads": execution.cpus_per_worker}
-    for receipt in workers.actors(units, UnitWorker, arguments):
-        receipts.append(receipt)
-        num_bytes += receipt["num_bytes"]
-        bar.update(receipt["num_tokens"])
-        bar.set_postfix_str(f"{num_bytes / 2**20:.1f} MiB written")
-    bar.close()
+    receipts, num_bytes = [], 0
+    with tqdm(
+        desc=f"view {view}",
+        unit=" tokens",
+        unit_scale=True,
+        disable=not progress,
+        total=corpus.num_tokens,
+        # Units hold like numbers of tokens, so those done before are shown by their share.
+        initial=corpus.num_tokens * (num_units - len(pending)) // num_units,
+    ) as bar:
+        for receipt in workers.actors(units, UnitWorker, arguments):
+            receipts.append(receipt)
+            num_bytes += receipt["num_bytes"]
+            bar.update(receipt["num_tokens"])
+            bar.set_postfix_str(f"{num_bytes / 2**20:.1f} MiB written")
     failed = [receipt for receipt in receipts if receipt["error"]]
     if failed:
         causes = "\n".join(f"  unit {receipt['unit']}: {receipt['error']}" for receipt in failed[:5])
@@ -214,9 +220,10 @@ def build_view(
             "mend the cause and run the build again: it does only these"
         )
     digests = Digests(
-        spec=documents.sha256(store.read("spec.json", max_bytes=documents.MAX_DOCUMENT_BYTES)),
+        spec=spec_file.digest(store),
         teacher=teacher_files.digest(store),
         sequences=corpus.sha256,
+        token_counts=token_counts.digest(store) if identity.masking.policy == "rare" else None,
     )
     manifest.seal(store, view=view, num_units=num_units, fingerprint=identity.fingerprint, digests=digests)
     return receipts

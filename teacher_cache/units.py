@@ -14,7 +14,7 @@ from teacher_cache.format.sequences import StoredSequence
 from teacher_cache.format.shard import Row
 from teacher_cache.format.spec import Identity
 from teacher_cache.masking import MaskedSequence, Vocabulary, mask_sequence
-from teacher_cache.targets.batching import group_by_tokens
+from teacher_cache.targets.batching import group_by_tokens, pad
 from teacher_cache.targets.soft_labels import SoftLabels, keep_top
 from teacher_cache.teacher import Teacher
 
@@ -102,16 +102,6 @@ def _row(
         rest_log_sum_exp={temperature: rest[kept].numpy() for temperature, rest in soft.rest_log_sum_exp.items()},
         hidden={layer: states[kept].numpy() for layer, states in hidden.items()},
     )
-
-
-def pad(sequences: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input ids and attention mask, int64 `[B, S]`."""
-    shape = len(sequences), max(map(len, sequences))
-    input_ids, attention_mask = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    for row, ids in enumerate(sequences):
-        input_ids[row, : len(ids)] = ids
-        attention_mask[row, : len(ids)] = 1
-    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
 
 
 def vocabulary_of(tokenizer: Any, mask_probability: np.ndarray | None = None) -> Vocabulary:

@@ -5,7 +5,6 @@ stop the whole dataset.
 """
 
 import logging
-import time
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import islice
@@ -18,9 +17,9 @@ from teacher_cache.errors import UserError
 from teacher_cache.format import manifest, sequences, token_counts
 from teacher_cache.format.cache import open_cache
 from teacher_cache.format.manifest import Shard
-from teacher_cache.format.objects import ObjectRef, put_content
+from teacher_cache.format.objects import ObjectRef
 from teacher_cache.format.sequences import Sequences, TokenisedFile
-from teacher_cache.format.shard import encode
+from teacher_cache.format.shard import put_shard
 from teacher_cache.format.spec import Identity
 from teacher_cache.format.store import Store
 
@@ -119,18 +118,17 @@ class UnitWorker:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         view, unit = int(item["view"]), int(item["unit"])
-        start = time.perf_counter()
         try:
             shard, error = self._build(view, unit), ""
         except Exception as failure:  # an exception would stop the whole dataset: it goes back as a receipt
             logging.getLogger(__name__).exception("unit %d of view %d failed", unit, view)
-            shard, error = None, f"{type(failure).__name__}: {failure}"
+            is_known = isinstance(failure, UserError)
+            shard, error = None, str(failure) if is_known else f"{type(failure).__name__}: {failure}"
         return {
             "unit": unit,
             "error": error,
             "num_tokens": shard.num_tokens if shard else 0,
             "num_bytes": shard.num_bytes if shard else 0,
-            "seconds": time.perf_counter() - start,
         }
 
     def _build(self, view: int, unit: int) -> Shard:
@@ -147,17 +145,5 @@ class UnitWorker:
             identity=self._identity,
             batch_tokens=self._batch_tokens,
         )
-        fingerprint = self._identity.fingerprint
-        metadata = {"fingerprint": fingerprint, "view": view, "unit": unit, "device": self._device.type}
-        labels, hidden = encode(rows, self._identity, metadata=metadata)
-        prefix = f"shards/{view:05d}/{unit:09d}"
-        shard = Shard(
-            unit=unit,
-            labels=put_content(self._store, prefix, ".labels.parquet", labels),
-            hidden=put_content(self._store, prefix, ".hidden.parquet", hidden) if hidden is not None else None,
-            num_sequences=len(rows),
-            num_tokens=sum(len(row.input_ids) for row in rows),
-            num_labels=sum(len(row.label_positions) for row in rows),
-            num_kept=sum(len(row.kept_positions) for row in rows),
-        )
-        return manifest.commit(self._store, view, shard, fingerprint)
+        shard = put_shard(self._store, rows, self._identity, view=view, unit=unit, device=self._device.type)
+        return manifest.commit(self._store, view, shard, self._identity.fingerprint)

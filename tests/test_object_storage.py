@@ -324,8 +324,6 @@ def test_a_mistake_about_the_store_is_one_clear_error_soon(
     name: str,
     what: str,
 ) -> None:
-    if (what, name) == ("corpus", "missing bucket") and request.node.callspec.params["bucket"] == "ceph":
-        expect_corpus_failure(request)
     put_corpus(str(tmp_path / "corpus"))
     mistake = MISTAKES[name]
     url = make(mistake, bucket, environment)
@@ -342,16 +340,9 @@ def test_a_wrong_secret_is_one_clear_error(
     environment: pytest.MonkeyPatch,
     what: str,
 ) -> None:
-    if what == "corpus":
-        expect_corpus_failure(request)
     put_corpus(str(tmp_path / "corpus"))
     url = make(WRONG_SECRET, ceph, environment)
     check_mistake(what, url, WRONG_SECRET, teacher, tmp_path)
-
-
-def expect_corpus_failure(request: pytest.FixtureRequest) -> None:
-    reason = "teacher_cache.corpus.streams.store_errors: Ceph's answers have a code and no message, it says `None`"
-    request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
 
 
 def check_mistake(what: str, url: str, mistake: Mistake, teacher: Path, folder: Path) -> None:

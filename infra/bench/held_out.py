@@ -22,7 +22,8 @@ from teacher_cache.format.cache import Cache
 from teacher_cache.format.spec import KeepConfig, MaskingConfig
 from teacher_cache.inspect import info
 from teacher_cache.masking import MaskedSequence, mask_sequence
-from teacher_cache.units import pad, vocabulary_of
+from teacher_cache.targets.batching import pad
+from teacher_cache.units import vocabulary_of
 
 HELD_OUT_SEED = 1
 BATCH_SEQUENCES = 64

@@ -41,6 +41,8 @@ class Digests:
     spec: str
     teacher: str
     sequences: str
+    token_counts: str | None = None
+    """Only for masking policy `rare`, whose masks it decides."""
 
 
 @dataclass(frozen=True, kw_only=True)

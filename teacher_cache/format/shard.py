@@ -16,7 +16,10 @@ import pyarrow as pa
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import parquet
+from teacher_cache.format.manifest import Shard
+from teacher_cache.format.objects import put_content
 from teacher_cache.format.spec import Identity
+from teacher_cache.format.store import Store
 
 BLOCK_SEQUENCES = 128
 """Sequences of a row group, and of a row of the hidden file: the least that a reader decodes at once."""
@@ -74,6 +77,22 @@ def encode(rows: Sequence[Row], identity: Identity, *, metadata: dict[str, Any])
     return labels, _encode_hidden(rows, identity, metadata) if layers else None
 
 
+def put_shard(store: Store, rows: Sequence[Row], identity: Identity, *, view: int, unit: int, device: str) -> Shard:
+    """Writes a unit's objects under names of their own content; they count once the shard is committed."""
+    metadata = {"fingerprint": identity.fingerprint, "view": view, "unit": unit, "device": device}
+    labels, hidden = encode(rows, identity, metadata=metadata)
+    prefix = f"shards/{view:05d}/{unit:09d}"
+    return Shard(
+        unit=unit,
+        labels=put_content(store, prefix, ".labels.parquet", labels),
+        hidden=put_content(store, prefix, ".hidden.parquet", hidden) if hidden is not None else None,
+        num_sequences=len(rows),
+        num_tokens=sum(len(row.input_ids) for row in rows),
+        num_labels=sum(len(row.label_positions) for row in rows),
+        num_kept=sum(len(row.kept_positions) for row in rows),
+    )
+
+
 def _stored_temperatures(rows: Sequence[Row]) -> list[float]:
     return list(rows[0].rest_log_sum_exp) if rows else []
 
@@ -99,7 +118,7 @@ def _encode_hidden(rows: Sequence[Row], identity: Identity, metadata: dict[str, 
 
 def _checked(states: np.ndarray) -> np.ndarray:
     if not np.isfinite(states).all():
-        raise UserError(f"hidden states do not fit {states.dtype}: use hidden.code: float32")
+        raise UserError(f"hidden states are not finite in {states.dtype}; try hidden.code: float32")
     return states
 
 

@@ -19,11 +19,12 @@ MAX_SEQUENCE_LENGTH = 2**16 - 1
 """Positions are stored as uint16."""
 
 Rate = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**53)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
 """JSON numbers are exact below 2^53 (RFC 8785, section 3.2.2.3)."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-SequenceLength = Annotated[int, Field(ge=3, le=MAX_SEQUENCE_LENGTH)]
+SequenceLength = Annotated[int, Field(ge=3, le=MAX_SEQUENCE_LENGTH, strict=True)]
+Url = Annotated[str, Field(min_length=1)]
 Packing = Literal["documents", "full"]
 Objective = Literal["masked_lm"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -47,6 +48,9 @@ class MaskingConfig:
         total = self.mask_share + self.random_share + self.keep_share
         if abs(total - 1) > 1e-9:
             raise ValueError(f"mask_share + random_share + keep_share must be 1, they are {total:g}")
+        if self.policy == "strided" and abs(self.rate - 1 / round(1 / self.rate)) > 0.1 * self.rate:
+            nearest = 1 / max(2, round(1 / self.rate))
+            raise ValueError(f"policy strided masks one position in n: rate {self.rate:g} is none, use {nearest:.3g}")
         return self
 
 
@@ -159,6 +163,15 @@ def create_or_check(store: Store, identity: Identity, notes: dict[str, Any]) -> 
     raise UserError(
         f"{store.url} was built from another spec:\n{listed}\nchoose another `cache` URL, or the cache's own values"
     )
+
+
+def digest(store: Store) -> str:
+    """SHA-256 of the stored spec.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    return documents.sha256(store.read("spec.json", max_bytes=documents.MAX_DOCUMENT_BYTES))
 
 
 def read(store: Store) -> tuple[Identity, dict[str, Any]]:

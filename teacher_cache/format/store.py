@@ -60,9 +60,9 @@ class Store:
     def _read_start(self, key: str, num_bytes: int) -> bytes:
         """At most `num_bytes` from the start of an object."""
         path = self.path(key)
-        if self.is_local:
-            num_bytes = min(num_bytes, os.stat(path).st_size)  # Python takes the memory before it reads
         with store_errors(self.url):
+            if self.is_local:
+                num_bytes = min(num_bytes, os.stat(path).st_size)  # Python takes the memory before it reads
             try:
                 data: bytes = self.fs.cat_file(path, start=0, end=num_bytes)
             except OSError as error:
@@ -97,7 +97,8 @@ class Store:
         """
         path = self.path(key)
         if self.is_local:
-            return _link_once(path, data) or self._holds(key, data)
+            with store_errors(self.url):
+                return _link_once(path, data) or self._holds(key, data)
         try:
             with store_errors(self.url):
                 self.fs.pipe_file(path, data, mode="create")

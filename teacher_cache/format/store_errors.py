@@ -1,6 +1,7 @@
 """What stores throw for a user's mistake, as one message."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ def store_errors(url: str) -> Iterator[None]:
             raise UserError(f"{url}: the bucket does not exist; create it, or correct the URL") from None
         raise
     except PermissionError as error:
+        if "://" not in url:
+            raise UserError(f"{url}: access denied ({error.strerror}); check who may write there") from None
         said = error.__cause__ or error  # Ceph's answers have a code and no message
         raise UserError(f"{url}: access denied ({said}); check the credentials and the bucket's policy") from None
     except Exception as error:
@@ -43,6 +46,10 @@ def _connection_message(error: Any) -> str | None:
         "ConnectionClosedError",
     ):
         return f"the store cannot be reached ({error}); check AWS_ENDPOINT_URL and the network"
-    if isinstance(error, ImportError | ValueError) and "rotocol" in str(error):
+    if isinstance(error, ImportError) or (isinstance(error, ValueError) and "rotocol" in str(error)):
         return f"{error}; install the fsspec package of this protocol, or correct the URL"
+    if isinstance(error, NotADirectoryError | IsADirectoryError):
+        return f"it names a file where a folder is needed, or the other way round ({error})"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"nothing can be written there ({error.strerror})"
     return None

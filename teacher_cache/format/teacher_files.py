@@ -67,7 +67,8 @@ def put(store: Store, folder: Path) -> None:
     files = []
     for path in sorted(folder.iterdir()):
         ref = ObjectRef(key=f"teacher/{path.name}", sha256=file_sha256(path), num_bytes=path.stat().st_size)
-        # The digests of weights and tokenizer are in the fingerprint, so every builder puts the same bytes.
+        # The digests of weights and tokenizer are in the fingerprint, so builders with the same transformers put the
+        # same bytes.
         store.replace(ref.key, path.read_bytes())
         files.append(asdict(ref))
     store.create(MANIFEST_KEY, documents.dump({"files": files}))

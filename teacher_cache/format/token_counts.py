@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from teacher_cache.errors import UserError
+from teacher_cache.format import documents
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.store import Store
 
@@ -30,6 +31,11 @@ def count(corpus: Sequences, vocab_size: int) -> np.ndarray:
 def create(store: Store, counts: np.ndarray, mask_probability: np.ndarray) -> None:
     """Stores `[V]` counts and float64 `[V]` probabilities, unless they are there."""
     store.create(KEY, save({"counts": counts, "mask_probability": mask_probability}))
+
+
+def digest(store: Store) -> str:
+    """SHA-256 of the stored object."""
+    return documents.sha256(store.read(KEY, max_bytes=MAX_BYTES))
 
 
 def read_mask_probability(store: Store) -> np.ndarray:

@@ -52,10 +52,20 @@ def ray_session(*, address: str | None, num_cpus: int, log_to_driver: bool) -> I
         ray.shutdown()
 
 
-def gpus_each(wanted: float | None) -> float:
-    """GPUs of a worker: as wanted, or one each where the connected cluster has any."""
+def gpus_each(wanted: float | None, num_workers: int) -> float:
+    """GPUs of a worker: as wanted, or one each where the connected cluster has any.
+
+    Raises:
+        UserError: one machine is all there is, and it has fewer than wanted: Ray would wait for ever.
+    """
     import ray
 
-    if wanted is not None:
-        return wanted
-    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    available = ray.cluster_resources().get("GPU", 0)
+    if wanted is None:
+        return 1.0 if available >= 1 else 0.0
+    if wanted * num_workers > available and len(ray.nodes()) == 1:
+        raise UserError(
+            f"execution asks for {num_workers} worker(s) of {wanted:g} GPU(s), this machine has {available:g}; "
+            "lower execution.gpus_per_worker or num_workers, or set execution.address to a cluster"
+        )
+    return wanted

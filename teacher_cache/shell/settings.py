@@ -66,10 +66,11 @@ def explain(error: ValidationError, spec_type: type) -> str:
 
 
 def _line(item: Any, spec_type: type) -> str:
-    where = ".".join(str(part) for part in item["loc"])
+    # pydantic also puts the members of unions into the location.
+    where = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("constrained-", "tuple[")))
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"  {where}: unknown key; valid keys here: {', '.join(_fields_at(spec_type, item['loc'][:-1]))}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = item["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
     given = "" if item["type"] in ("missing", "missing_argument") else f" (got {item['input']!r})"
     return f"  {where}: {message}{given}" if where else f"  {message}"
 

@@ -36,8 +36,6 @@ class Family:
     """Config field of the layer norms' epsilon; None: fixed at 1e-12."""
     hidden_size: str = "hidden_size"
     num_layers: str = "num_hidden_layers"
-    num_heads: str = "num_attention_heads"
-    max_positions: str = "max_position_embeddings"
     positions_follow_pad: bool = False
     """Position ids start at pad_token_id + 1, so that many places are lost."""
 
@@ -84,7 +82,6 @@ FAMILIES: Mapping[str, Family] = {
         norm_eps=None,
         hidden_size="dim",
         num_layers="n_layers",
-        num_heads="n_heads",
     ),
 }
 """By `model_type`, as read from the families' sources in transformers 5."""

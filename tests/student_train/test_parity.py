@@ -24,7 +24,7 @@ from student_train.reader import Reader
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.shard import Row
 from teacher_cache.shell.settings import parse, to_dict
-from teacher_cache.units import pad
+from teacher_cache.targets.batching import pad
 from tests import caches, families
 from tests.student_train import runs
 

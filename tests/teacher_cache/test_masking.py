@@ -24,8 +24,10 @@ token_ids = st.lists(st.integers(0, VOCABULARY.size - 1), max_size=60).map(lambd
 sequence_ids = st.integers(0, 2**40)
 views = st.integers(0, 1000)
 seeds = st.integers(0, 2**53 - 1)
-maskings = st.builds(
-    MaskingConfig, rate=st.floats(0.01, 0.6), policy=st.sampled_from(["uniform", "strided"]), seed=seeds
+one_in_n = st.integers(2, 50).map(lambda n: 1 / n)
+maskings = st.one_of(
+    st.builds(MaskingConfig, rate=st.floats(0.01, 0.99), seed=seeds),
+    st.builds(MaskingConfig, rate=one_in_n, policy=st.just("strided"), seed=seeds),
 )
 
 
@@ -216,7 +218,7 @@ class TestRare:
 
 class TestStrided:
     @unhurried
-    @given(token_ids, sequence_ids, seeds, st.floats(0.02, 0.6), st.integers(0, 50))
+    @given(token_ids, sequence_ids, seeds, one_in_n, st.integers(0, 50))
     def test_each_position_is_masked_once_in_every_block_of_views(
         self, ids: np.ndarray, sequence_id: int, seed: int, rate: float, block: int
     ) -> None:
@@ -227,6 +229,11 @@ class TestStrided:
         np.testing.assert_array_equal(np.sort(np.concatenate(masked)), np.flatnonzero(~np.isin(ids, SPECIAL)))
         sizes = [len(positions) for positions in masked]
         assert max(sizes) - min(sizes) <= 1
+
+    @pytest.mark.parametrize(("rate", "nearest"), [(0.4, "0.5"), (0.7, "0.5"), (0.29, "0.333")])
+    def test_a_rate_that_is_far_from_one_in_n_is_refused(self, rate: float, nearest: str) -> None:
+        with pytest.raises(ValueError, match=f"rate {rate:g} is none, use {nearest}"):
+            MaskingConfig(policy="strided", rate=rate)
 
     def test_blocks_of_views_differ(self) -> None:
         ids, masking = corpus(1)[0], MaskingConfig(policy="strided", rate=0.25)

@@ -167,7 +167,7 @@ def test_states_that_float16_cannot_hold_are_refused() -> None:
     spec = identity(hidden={"layers": (-1,), "code": "float16"})
     (row,) = make_rows(0, spec, [5], 1.0)
     row.hidden[-1][0, 0] = 70_000
-    with pytest.raises(UserError, match=r"do not fit float16: use hidden.code: float32"):
+    with pytest.raises(UserError, match=r"are not finite in float16; try hidden.code: float32"):
         encode([row], spec, metadata={})
 
 
