@@ -8,7 +8,6 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def build(spec: CacheSpec, *, progress: bool = True) -> BuildSummary:
             all others are committed.
     """
     start = time.perf_counter()
-    with ExitStack() as resources:
+    with contextlib.ExitStack() as resources:
         store = Store(spec.cache)
         with contextlib.suppress(FileNotFoundError):  # a bad URL should not cost a look at the whole corpus
             spec_file.digest(store)

@@ -27,17 +27,6 @@ torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-
-@pytest.fixture(scope="session")
-def shared_teacher() -> Path:
-    """A real small teacher kept beside the project."""
-    folder = SHARED / "teacher"
-    if not folder.is_dir():
-        pytest.skip("needs the real teacher that is kept beside the project, not in it")
-    return folder
-
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:

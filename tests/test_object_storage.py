@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Barrier
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from teacher_cache import CacheSpec, UserError, build, inspect, open_cache
 from teacher_cache.format import documents
 from teacher_cache.format.store import Store
 from teacher_cache.shell.settings import parse, to_dict
+from tests import races
 from tests import s3 as s3_server
 from tests.families import WORDS, save_pretrained
 
@@ -221,15 +221,9 @@ def test_another_spec_is_refused_with_its_difference(bucket: str, teacher: Path)
 def test_of_many_concurrent_creations_one_wins_whole(bucket: str) -> None:
     store = Store(f"{bucket}/cache")
     for attempt in range(5):
-        start, key = Barrier(NUM_THREADS), f"race/{attempt}"
+        key = f"race/{attempt}"
         contents = [bytes([65 + thread]) * 10_000 for thread in range(NUM_THREADS)]
-
-        def create(data: bytes, start: Barrier = start, key: str = key) -> bool:
-            start.wait()
-            return store.create(key, data)
-
-        with ThreadPoolExecutor(NUM_THREADS) as threads:
-            won = list(threads.map(create, contents))
+        won = races.create_at_once(store, key, contents)
         assert won.count(True) == 1
         assert s3_server.get(f"{bucket}/cache/{key}") == contents[won.index(True)]
 

@@ -1,14 +1,13 @@
 """Objects in a local folder; object stores are tried in tests/test_object_storage.py."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents
 from teacher_cache.format.store import Store
+from tests import races
 from tests.teacher_cache.format.samples import flip
 
 NUM_THREADS = 16
@@ -33,15 +32,9 @@ def put(store: Store, data: bytes, key: str = "a/b") -> tuple[str, int]:
 
 def test_of_many_concurrent_creations_one_wins_whole(store: Store) -> None:
     for attempt in range(5):
-        start, key = Barrier(NUM_THREADS), f"race/{attempt}"
+        key = f"race/{attempt}"
         contents = [bytes([thread]) * 100_000 for thread in range(NUM_THREADS)]
-
-        def create(data: bytes, start: Barrier = start, key: str = key) -> bool:
-            start.wait()
-            return store.create(key, data)
-
-        with ThreadPoolExecutor(NUM_THREADS) as threads:
-            won = list(threads.map(create, contents))
+        won = races.create_at_once(store, key, contents)
         assert won.count(True) == 1
         assert store.read(key, max_bytes=10**6) == contents[won.index(True)]
     assert files(store) == {f"race/{attempt}" for attempt in range(5)}
