@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from student_train import checkpoint
-from student_train.batch import collate
+from student_train.batch import collate, decode_hidden
 from student_train.checkpoint import Progress
 from student_train.config import OptimizerConfig, StudentSpec
 from student_train.losses import TripleLoss, step_denominators, teacher_parts
@@ -26,7 +26,7 @@ from student_train.student import build_student, encode_student
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents, philox
 from teacher_cache.format.cache import Cache, open_cache
-from teacher_cache.format.shard import Row
+from teacher_cache.format.row import Row
 from teacher_cache.format.store import Store
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.targets.batching import group_by_tokens
@@ -102,6 +102,7 @@ class Trainer:
             self.modules["projection"] = projection.to(device)
         self.optimizer = make_optimizer(self.modules, spec.optimizer)
         self.loss = TripleLoss(spec.loss, self._teacher_head(), projection)
+        self._coders = [cache.coder.to(device) for cache in self.caches] if self._needs("hidden") else []
         self._step_end = time.perf_counter()
         self.progress = Progress(
             run=run_digest(spec, self.caches, self.num_views),
@@ -237,6 +238,8 @@ class Trainer:
             batch = collate(
                 [rows[place] for place in group], pad_id=self.model.config.pad_token_id, hidden_layer=layer
             ).to(self.device)
+            if layer is not None:
+                batch = decode_hidden(batch, self._coders, layer)
             with self._autocast():
                 hidden = encode_student(self.model, batch.input_ids, batch.attention_mask).flatten(0, 1)
                 parts = self.loss.backward(hidden, head_of(self.model), batch, denominators)
@@ -294,9 +297,10 @@ def open_caches(spec: StudentSpec) -> list[Cache]:
         if not same:
             raise UserError(f"{cache.url} and {first.url} are of different teachers or tokenizers: one run needs one")
         _check_targets(cache, spec)
-        if (cache.spec.soft_labels, cache.last_hidden_layer) != (first.spec.soft_labels, first.last_hidden_layer):
+        alike = [(c.spec.soft_labels, c.last_hidden_layer, c.spec.hidden.code) for c in (cache, first)]
+        if alike[0] != alike[1]:
             raise UserError(
-                f"{cache.url} and {first.url} differ in soft_labels or in the name of the last hidden layer: "
+                f"{cache.url} and {first.url} differ in soft_labels, hidden.code or the name of the last hidden layer: "
                 "one run needs caches built alike"
             )
     if len({cache.spec.keep.unmasked > 0 for cache in caches}) > 1:

@@ -7,7 +7,8 @@ import numpy as np
 
 from student_train.order import epoch_order
 from teacher_cache.format.cache import Cache
-from teacher_cache.format.shard import BLOCK_SEQUENCES, Row, ShardReader
+from teacher_cache.format.row import Row
+from teacher_cache.format.shard import BLOCK_SEQUENCES, ShardReader
 
 OPEN_SHARDS = 256
 
@@ -22,7 +23,7 @@ class Reader:
         self._caches = caches
         self._view = view
         self._layers = tuple(layers)
-        self._shards = [(cache, shard) for cache in caches for shard in cache.manifest(view).shards]
+        self._shards = [(source, shard) for source, cache in enumerate(caches) for shard in cache.manifest(view).shards]
         self._open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
         self._blocks: dict[tuple[int, int], dict[int, Row]] = {}
 
@@ -49,5 +50,5 @@ class Reader:
         return taken
 
     def _open_shard(self, place: int) -> ShardReader:
-        cache, shard = self._shards[place]
-        return cache.open_shard(shard, layers=self._layers)
+        source, shard = self._shards[place]
+        return self._caches[source].open_shard(shard, layers=self._layers, as_levels=True, source=source)

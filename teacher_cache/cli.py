@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from teacher_cache.fidelity import NUM_POSITIONS
 from teacher_cache.shell import command, settings
 
 
@@ -25,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         ("info", "what a cache is and holds"),
         ("verify", "read everything and check every digest"),
         ("show", "rows as text: the input, and what the teacher said"),
+        ("fidelity", "how true a cache is to its teacher, run anew on a sample"),
     ):
         _add(commands, name, help_text).add_argument("url", metavar="URL", help="folder or s3:// URL of a cache")
     commands.choices["verify"].add_argument(
@@ -34,6 +36,14 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--view", type=natural_number, default=0)
     show.add_argument("--start", type=natural_number, default=0, help="first sequence id (default 0)")
     show.add_argument("--rows", type=natural_number, default=3, help="how many sequences (default 3)")
+    fidelity = commands.choices["fidelity"]
+    fidelity.add_argument(
+        "--positions",
+        type=natural_number,
+        default=NUM_POSITIONS,
+        help="masked positions to compare (default %(default)s)",
+    )
+    fidelity.add_argument("--plot", metavar="FILE.png", help="write a figure, too")
     return parser
 
 
@@ -81,10 +91,24 @@ def _show(options: argparse.Namespace) -> list[dict[str, Any]]:
     return inspect.show(open_cache(options.url), view=options.view, start=options.start, stop=stop)
 
 
+def _fidelity(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache.fidelity import compare, report
+    from teacher_cache.format.cache import open_cache
+
+    if options.plot:
+        report.check_plot_path(options.plot)
+    cache = open_cache(options.url)
+    result = asdict(compare.compare(cache, num_positions=options.positions, progress=not options.json))
+    if options.plot:
+        report.plot(result, options.plot)
+    return result
+
+
 def _render_info(result: dict[str, Any]) -> str:
     head = {name: result[name] for name in ("cache", "fingerprint", "num_views", "units_committed_in_next_view")}
+    targets = {name: result["spec"][name] for name in ("masking", "keep", "soft_labels", "hidden")}
     views = [command.pairs(view) for view in result["views"]]
-    return "\n\n".join([command.pairs(head | result["notes"]), *views])
+    return "\n\n".join([command.pairs(head | result["notes"] | targets), *views])
 
 
 def _render_verification(result: dict[str, Any]) -> str:
@@ -99,11 +123,18 @@ def _render_rows(result: Any) -> str:
     return render_rows(result)
 
 
+def _render_fidelity(result: dict[str, Any]) -> str:
+    from teacher_cache.fidelity.report import render
+
+    return render(result)
+
+
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], command.Render]] = {
     "build": (_build, command.pairs),
     "info": (_info, _render_info),
     "verify": (_verify, _render_verification),
     "show": (_show, _render_rows),
+    "fidelity": (_fidelity, _render_fidelity),
 }
 
 

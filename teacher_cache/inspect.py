@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from teacher_cache.errors import UserError
-from teacher_cache.format import manifest, spec, teacher_files, token_counts
+from teacher_cache.format import codebook, manifest, spec, teacher_files, token_counts
 from teacher_cache.format.cache import Cache, open_cache
 from teacher_cache.format.manifest import Manifest, Shard
+from teacher_cache.format.row import Row
 from teacher_cache.format.sequences import Sequences
-from teacher_cache.format.shard import Row
 from teacher_cache.shell.settings import to_dict
 
 SAMPLE_ROWS = 64
@@ -89,9 +89,12 @@ def _verify(cache: Cache, *, ask_teacher: bool) -> Verification:
         try:
             return check(*arguments)
         except UserError as error:
-            problems.append(str(error))
+            problem = str(error)
         except FileNotFoundError as error:
-            problems.append(f"{cache.url}: an object is missing: {error}")
+            problem = f"{cache.url}: an object is missing: {error}"
+        if problem not in problems:  # a damaged codebook or teacher is met again at each shard
+            problems.append(problem)
+        return None
 
     attempt(teacher_files.fetch, cache.store)
     attempt(_check_sequences, cache)
@@ -133,6 +136,8 @@ def _check_origin(cache: Cache, sealed: Manifest) -> None:
         "teacher": (built_from.teacher, teacher_files.digest(store)),
         "sequences": (built_from.sequences, Sequences(store).sha256),
     }
+    if built_from.codebook:
+        found[codebook.KEY] = (built_from.codebook, codebook.digest(store))
     if built_from.token_counts:
         found[token_counts.KEY] = (built_from.token_counts, token_counts.digest(store))
     others = [name for name, (before, now) in found.items() if before != now]
@@ -171,7 +176,9 @@ def _ask_again(cache: Cache) -> dict[str, float]:
         states = {
             layer: h[0, row.kept_positions] for layer, h in teacher.encode(input_ids, attention_mask, layers).items()
         }
-        logits, stored = teacher.logits(states[-1]).cpu(), SoftLabels.of_row(row)
+        logits, stored = teacher.logits(states[-1]).cpu(), SoftLabels.of_rows([row])
+        if cache.spec.soft_labels.code == "packed":  # which keeps no level of a row
+            logits = logits - logits.max(dim=-1, keepdim=True).values
         outside = logits.scatter(-1, stored.topk_ids, -torch.inf)
         found = {"logit": (logits.gather(-1, stored.topk_ids) - stored.topk_logits).abs()}
         for temperature, rest in stored.rest_log_sum_exp.items():

@@ -18,14 +18,14 @@ from teacher_cache.config import CacheSpec, ExecutionConfig
 from teacher_cache.corpus.files import CorpusFile, resolve
 from teacher_cache.errors import UserError
 from teacher_cache.executors import Executor, Item, executor
-from teacher_cache.format import manifest, sequences, teacher_files, token_counts
+from teacher_cache.format import codebook, manifest, sequences, teacher_files, token_counts
 from teacher_cache.format import spec as spec_file
 from teacher_cache.format.manifest import Digests
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.spec import CorpusIdentity, FileIdentity, Identity, TeacherIdentity
 from teacher_cache.format.store import Store
 from teacher_cache.masking import rare_probabilities
-from teacher_cache.workers import DescribeFile, TokeniseFile, UnitWorker, tokeniser
+from teacher_cache.workers import CodebookWorker, DescribeFile, TokeniseFile, UnitWorker, tokeniser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,7 @@ def build(spec: CacheSpec, *, progress: bool = True) -> BuildSummary:
         identity = identify(spec, files, teacher, tokenizer_digest)
         declare(store, identity, spec, files, folder)
         corpus_sequences = build_sequences(store, identity, files, workers, progress=progress)
+        make_codebook(store, identity, corpus_sequences, spec.execution, workers, progress=progress)
         asked = time.perf_counter()
         receipts: list[Item] = []
         for view in range(spec.views):
@@ -172,6 +173,36 @@ def _tokenise(
     return Sequences(store)
 
 
+def make_codebook(
+    store: Store,
+    identity: Identity,
+    corpus: Sequences,
+    execution: ExecutionConfig,
+    workers: Executor,
+    *,
+    progress: bool,
+) -> None:
+    """Solves what must be known of the whole corpus before the first view: masking probabilities, codebook.
+
+    Raises:
+        UserError: the teacher's answers to the sample are of no use.
+    """
+    if identity.masking.policy == "rare":
+        _count_tokens(store, identity, corpus)
+    if not codebook.is_needed(identity) or codebook.exists(store):
+        return
+    from teacher_cache.codebooks import sample_ids
+
+    ids = sample_ids(identity, num_sequences=corpus.num_sequences, num_tokens=corpus.num_tokens)
+    results = _checked(workers.actors([{"ids": ids}], CodebookWorker, _worker_arguments(store, execution)))
+    for _ in tqdm(results, f"codebook of {len(ids):,} sequences", 1, unit="", disable=not progress):
+        pass
+
+
+def _worker_arguments(store: Store, execution: ExecutionConfig) -> dict[str, Any]:
+    return {"url": store.url, "batch_tokens": execution.batch_tokens, "num_threads": execution.cpus_per_worker}
+
+
 def build_view(
     store: Store,
     identity: Identity,
@@ -190,12 +221,9 @@ def build_view(
     num_units = -(-corpus.num_sequences // identity.unit_sequences)
     if manifest.newest_generation(store, view) is not None:
         return []
-    if identity.masking.policy == "rare":
-        _count_tokens(store, identity, corpus)
     done = manifest.committed_units(store, view)
     pending = [unit for unit in range(num_units) if unit not in done]
     units = [{"view": view, "unit": unit} for unit in pending]
-    arguments = {"url": store.url, "batch_tokens": execution.batch_tokens, "num_threads": execution.cpus_per_worker}
     receipts, num_bytes = [], 0
     with tqdm(
         desc=f"view {view}",
@@ -206,7 +234,7 @@ def build_view(
         # Units hold like numbers of tokens, so those done before are shown by their share.
         initial=corpus.num_tokens * (num_units - len(pending)) // num_units,
     ) as bar:
-        for receipt in workers.actors(units, UnitWorker, arguments):
+        for receipt in workers.actors(units, UnitWorker, _worker_arguments(store, execution)):
             receipts.append(receipt)
             num_bytes += receipt["num_bytes"]
             bar.update(receipt["num_tokens"])
@@ -222,6 +250,7 @@ def build_view(
         spec=spec_file.digest(store),
         teacher=teacher_files.digest(store),
         sequences=corpus.sha256,
+        codebook=codebook.digest(store) if codebook.is_needed(identity) else None,
         token_counts=token_counts.digest(store) if identity.masking.policy == "rare" else None,
     )
     manifest.seal(store, view=view, num_units=num_units, fingerprint=identity.fingerprint, digests=digests)

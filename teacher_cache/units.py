@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from teacher_cache.errors import UserError
+from teacher_cache.format.row import Row
 from teacher_cache.format.sequences import StoredSequence
-from teacher_cache.format.shard import Row
 from teacher_cache.format.spec import Identity
 from teacher_cache.masking import MaskedSequence, Vocabulary, mask_sequence
 from teacher_cache.targets.batching import group_by_tokens, pad
@@ -72,7 +72,8 @@ def _ask(
         states = teacher.encode(input_ids.to(teacher.device), attention_mask.to(teacher.device), (*layers, -1))
         hidden = {layer: state.flatten(0, 1)[kept] for layer, state in states.items()}
         soft_labels = _soft_labels(teacher, hidden[-1], identity)
-    if not (torch.isfinite(hidden[-1]).all() and torch.isfinite(soft_labels.topk_logits).all()):
+    answers = (*hidden.values(), soft_labels.topk_logits)
+    if not all(torch.isfinite(values).all() for values in answers):
         raise UserError("the teacher's answer is not finite (NaN or infinity); try teacher.dtype: float32")
     return {layer: hidden[layer].float().cpu() for layer in layers}, soft_labels
 

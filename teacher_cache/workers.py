@@ -6,9 +6,9 @@ stop the whole dataset.
 
 import logging
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from teacher_cache.corpus.documents import pieces
 from teacher_cache.corpus.files import describe
@@ -19,9 +19,11 @@ from teacher_cache.format.cache import open_cache
 from teacher_cache.format.manifest import Shard
 from teacher_cache.format.objects import ObjectRef
 from teacher_cache.format.sequences import Sequences, TokenisedFile
-from teacher_cache.format.shard import put_shard
 from teacher_cache.format.spec import Identity
 from teacher_cache.format.store import Store
+
+if TYPE_CHECKING:  # torch is loaded only by teachers' workers
+    from teacher_cache.format.coder import Coder
 
 
 class DescribeFile:
@@ -93,8 +95,8 @@ def tokeniser(url: str, fingerprint: str) -> tuple[Store, Identity, Any]:
     return cache.store, cache.spec, AutoTokenizer.from_pretrained(cache.teacher.folder)
 
 
-class UnitWorker:
-    """A Ray Data actor: a teacher, asked unit by unit. Gets paths and names, never weights."""
+class _TeacherWorker:
+    """A Ray Data actor with a teacher. Gets paths and names, never weights."""
 
     def __init__(self, url: str, batch_tokens: int, num_threads: int, on_gpu: bool) -> None:
         import torch
@@ -105,25 +107,52 @@ class UnitWorker:
         torch.set_num_threads(num_threads)
         self._cache = open_cache(url)
         self._identity, self._store = self._cache.spec, self._cache.store
-        loaded = load_teacher(str(self._cache.teacher.folder))
         self._device = torch.device("cuda" if on_gpu else "cpu")
-        self._teacher = Teacher(loaded, getattr(torch, self._identity.teacher.dtype), self._device)
+        loaded = load_teacher(str(self._cache.teacher.folder))
         is_rare = self._identity.masking.policy == "rare"
-        self._vocabulary = vocabulary_of(
-            loaded.tokenizer, token_counts.read_mask_probability(self._store) if is_rare else None
-        )
-        self._pad_id = loaded.tokenizer.pad_token_id
+        mask_probability = token_counts.read_mask_probability(self._store) if is_rare else None
         self._sequences = Sequences(self._store)
-        self._batch_tokens = batch_tokens
+        self._asking = {
+            "teacher": Teacher(loaded, getattr(torch, self._identity.teacher.dtype), self._device),
+            "vocabulary": vocabulary_of(loaded.tokenizer, mask_probability),
+            "pad_id": loaded.tokenizer.pad_token_id,
+            "identity": self._identity,
+            "batch_tokens": batch_tokens,
+        }
+
+
+class CodebookWorker(_TeacherWorker):
+    """Makes the cache's codebook of the sequences named in `ids`."""
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._make([int(sequence) for sequence in item["ids"]])
+        except Exception as failure:
+            return {"error": _told(failure, "the codebook failed")}
+        return {"error": ""}
+
+    def _make(self, ids: list[int]) -> None:
+        from teacher_cache.codebooks import make_codebook
+        from teacher_cache.format import codebook
+
+        made = make_codebook(
+            [next(self._sequences.read(sequence, sequence + 1)) for sequence in ids],
+            head=self._cache.head.to(self._device),
+            num_layers=self._cache.teacher.num_layers,
+            **self._asking,
+        )
+        codebook.create(self._store, made)
+
+
+class UnitWorker(_TeacherWorker):
+    """Asks the teacher unit by unit, and commits what it said."""
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         view, unit = int(item["view"]), int(item["unit"])
         try:
             shard, error = self._build(view, unit), ""
-        except Exception as failure:  # an exception would stop the whole dataset: it goes back as a receipt
-            logging.getLogger(__name__).exception("unit %d of view %d failed", unit, view)
-            is_known = isinstance(failure, UserError)
-            shard, error = None, str(failure) if is_known else f"{type(failure).__name__}: {failure}"
+        except Exception as failure:
+            shard, error = None, _told(failure, f"unit {unit} of view {view} failed")
         return {
             "unit": unit,
             "error": error,
@@ -132,18 +161,21 @@ class UnitWorker:
         }
 
     def _build(self, view: int, unit: int) -> Shard:
+        from teacher_cache.format.shard import put_shard
         from teacher_cache.units import compute_unit
 
         size = self._identity.unit_sequences
         stored = list(self._sequences.read(unit * size, (unit + 1) * size))
-        rows = compute_unit(
-            stored,
-            view,
-            teacher=self._teacher,
-            vocabulary=self._vocabulary,
-            pad_id=self._pad_id,
-            identity=self._identity,
-            batch_tokens=self._batch_tokens,
-        )
-        shard = put_shard(self._store, rows, self._identity, view=view, unit=unit, device=self._device.type)
+        rows = compute_unit(stored, view, **self._asking)
+        shard = put_shard(self._store, rows, self._identity, self._coder, view=view, unit=unit)
         return manifest.commit(self._store, view, shard, self._identity.fingerprint)
+
+    @cached_property
+    def _coder(self) -> "Coder":
+        return self._cache.coder.to(self._device)
+
+
+def _told(failure: Exception, what: str) -> str:
+    """The message of a failure, for a receipt: an exception would stop the whole dataset."""
+    logging.getLogger(__name__).exception(what, exc_info=failure)
+    return str(failure) if isinstance(failure, UserError) else f"{type(failure).__name__}: {failure}"

@@ -13,6 +13,7 @@ from tests import families
 
 EXACT: dict[str, Any] = {
     "keep": {"masked": 1.0, "unmasked": 1.0},
+    "soft_labels": {"code": "float32"},
     "hidden": {"code": "float32"},
 }
 """Every position kept and nothing rounded: for proofs of equality."""

@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM
 
 from teacher_cache import CacheSpec, UserError, build, open_cache
 from teacher_cache.format.cache import Cache
-from teacher_cache.format.shard import Row
+from teacher_cache.format.row import Row
 from tests import families
 
 TOP_K = 4
@@ -25,7 +25,7 @@ def make_spec(folder: Path, **changes: Any) -> CacheSpec:
         "corpus": {"paths": [str(folder / "corpus.txt")], "sequence_length": 24},
         "teacher": {"model": str(folder / "teacher")},
         "keep": {"unmasked": 0.4},
-        "soft_labels": {"top_k": TOP_K},
+        "soft_labels": {"top_k": TOP_K, "code": "float32"},
         "hidden": {"layers": LAYERS, "code": "float32"},
         "views": 2,
         "unit_sequences": 10,
@@ -207,3 +207,56 @@ class TestReplay:
         rows = list(cache.rows())
         assert len(rows) == NUM_SEQUENCES
         assert {cache.replay(row, 2.0).shape for row in rows} == {(0, families.VOCAB_SIZE)}
+
+
+class TestDefaultCodes:
+    """`packed` soft labels and `transform` hidden states: not what the teacher said, but near it."""
+
+    @pytest.fixture(scope="class")
+    def coded(self, folder: Path) -> Cache:
+        labels, hidden = {"top_k": TOP_K}, {"layers": LAYERS}
+        spec = make_spec(folder, cache=str(folder / "coded"), soft_labels=labels, hidden=hidden)
+        assert (spec.soft_labels.code, spec.hidden.code, spec.hidden.quality) == ("packed", "transform", "standard")
+        build(spec, progress=False)
+        return open_cache(spec.cache)
+
+    @pytest.fixture
+    def pairs(self, coded: Cache, cache: Cache) -> list[tuple[Row, Row]]:
+        """Rows of both views: decoded ones, and exact ones."""
+        return [pair for view in range(2) for pair in zip(coded.rows(view), cache.rows(view), strict=True)]
+
+    def test_what_is_not_of_the_teacher_is_exact(self, pairs: list[tuple[Row, Row]]) -> None:
+        names = ("sequence_id", "document_id", "input_ids", "label_positions", "label_ids", "kept_positions", "rates")
+        for found, exact in pairs:
+            for name in names:
+                np.testing.assert_array_equal(getattr(found, name), getattr(exact, name))
+
+    def test_soft_labels_are_near_but_for_the_level_of_rows(self, pairs: list[tuple[Row, Row]]) -> None:
+        for found, exact in pairs:
+            np.testing.assert_array_equal(found.topk_ids, exact.topk_ids, strict=True)
+            assert (found.topk_logits.max(axis=1, initial=-np.inf) == 0).all()
+            highest = exact.topk_logits.max(axis=1, initial=-np.inf)
+            np.testing.assert_allclose(found.topk_logits, exact.topk_logits - highest[:, None], rtol=0, atol=1 / 32)
+            assert list(found.rest_log_sum_exp) == [1, 2, 4]
+            for temperature, rest in found.rest_log_sum_exp.items():
+                expected = exact.rest_log_sum_exp[temperature] - highest / temperature
+                np.testing.assert_allclose(rest, expected, rtol=0, atol=0.02)
+
+    @pytest.mark.parametrize("layer", LAYERS)
+    def test_hidden_states_are_near(self, layer: int, pairs: list[tuple[Row, Row]]) -> None:
+        """In view 0 more than in view 1: of so few sequences the codebook's sample is the whole view 0."""
+        for view, lowest in ((pairs[:NUM_SEQUENCES], 0.98), (pairs[NUM_SEQUENCES:], 0.95)):
+            found, exact = (np.concatenate([pair[side].hidden[layer] for pair in view]) for side in (0, 1))
+            assert (found.dtype, found.shape) == (np.float32, exact.shape)
+            cosines = torch.cosine_similarity(torch.from_numpy(found), torch.from_numpy(exact), dim=-1)
+            assert cosines.mean() >= lowest
+
+    @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0, 3.0])
+    def test_replayed_rows_are_near(self, temperature: float, coded: Cache, cache: Cache) -> None:
+        distances = []
+        for found, exact in zip(coded.rows(), cache.rows(), strict=True):
+            rows = coded.replay(found, temperature)
+            np.testing.assert_allclose(rows.sum(axis=1), 1, rtol=0, atol=1e-5)
+            distances.append(np.abs(rows - cache.replay(exact, temperature)).sum(axis=1) / 2)
+        assert np.concatenate(distances).mean() < 0.03, "of total variation"
+        assert np.concatenate(distances).max() < 0.15

@@ -13,11 +13,13 @@ import numpy as np
 from teacher_cache.errors import UserError
 from teacher_cache.format import manifest, spec, teacher_files
 from teacher_cache.format.manifest import Manifest, Shard
-from teacher_cache.format.shard import Row, ShardReader
+from teacher_cache.format.row import Row
 from teacher_cache.format.store import Store
 from teacher_cache.format.teacher_files import SavedTeacher
 
-if TYPE_CHECKING:  # torch is loaded only by who replays
+if TYPE_CHECKING:  # torch is loaded only by who decodes
+    from teacher_cache.format.coder import Coder
+    from teacher_cache.format.shard import ShardReader
     from teacher_cache.targets.heads import OutputHead
 
 
@@ -64,11 +66,26 @@ class Cache:
             self._manifests[view] = read
         return self._manifests[view]
 
-    def open_shard(self, shard: Shard, *, layers: Sequence[int] | None = None) -> ShardReader:
-        """A reader of one shard; `layers` are the hidden states wanted, None for all, () for none."""
+    def open_shard(
+        self, shard: Shard, *, layers: Sequence[int] | None = None, as_levels: bool = False, source: int = 0
+    ) -> "ShardReader":
+        """A reader of one shard; `layers` are the hidden states wanted, None for all, () for none.
+
+        `as_levels` and `source` as in `Row`.
+        """
+        from teacher_cache.format.shard import ShardReader
+
         wanted = self.spec.hidden.stored_layers if layers is None else tuple(layers)
         hidden = shard.hidden.fetch(self.store) if shard.hidden and wanted else None
-        return ShardReader(shard.labels.fetch(self.store), hidden, self.spec, wanted)
+        return ShardReader(
+            shard.labels.fetch(self.store),
+            hidden,
+            self.spec,
+            self.coder,
+            layers=wanted,
+            as_levels=as_levels,
+            source=source,
+        )
 
     def rows(self, view: int = 0, start: int = 0, stop: int | None = None) -> Iterator[Row]:
         """Decoded rows of sequences `start` to `stop` (excluded; None: all), in the order of their ids."""
@@ -101,8 +118,23 @@ class Cache:
             raise UserError(f"{self.url} stores no last hidden states: replay needs a cache with hidden.layers: [-1]")
         with torch.inference_mode():
             hidden = torch.from_numpy(row.hidden[last].astype(np.float32))
-            logits = replay_log_probabilities(hidden, self.head, SoftLabels.of_row(row), temperature)
+            logits = replay_log_probabilities(hidden, self.head, SoftLabels.of_rows([row]), temperature)
             return np.asarray(logits.exp().numpy())
+
+    @cached_property
+    def coder(self) -> "Coder":
+        """What decodes this cache's targets, on CPU.
+
+        Raises:
+            UserError: the codebook is missing or damaged.
+        """
+        from teacher_cache.format import codebook
+        from teacher_cache.format.coder import Coder
+
+        if not codebook.is_needed(self.spec):
+            return Coder()
+        codes = codebook.read(self.store, self.spec, vocab_size=self.teacher.vocab_size)
+        return Coder(codebook=codes, head=self.head if codes.hidden else None)
 
     @cached_property
     def last_hidden_layer(self) -> int | None:

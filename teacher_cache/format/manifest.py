@@ -41,6 +41,8 @@ class Digests:
     spec: str
     teacher: str
     sequences: str
+    codebook: str | None = None
+    """Only where a code needs one."""
     token_counts: str | None = None
     """Only for masking policy `rare`, whose masks it decides."""
 

@@ -1,25 +1,29 @@
 """A unit's two objects: labels, one row a sequence, and hidden states, one row a block of sequences.
 
 Row r of the hidden file belongs to row group r of the labels file, so that both are read in lock-step and
-neither whole.
+neither whole. Packed soft labels are coded a block at a time, and stand in the first row of their row group.
 
 Legend: K kept positions of a sequence, k top tokens, T temperatures, d hidden size, P kept positions of a block.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import parquet
+from teacher_cache.format.coder import Coder
 from teacher_cache.format.manifest import Shard
 from teacher_cache.format.objects import put_content
+from teacher_cache.format.row import Row
 from teacher_cache.format.spec import Identity
 from teacher_cache.format.store import Store
+from teacher_cache.targets.soft_labels import SoftLabels
 
 BLOCK_SEQUENCES = 128
 """Sequences of a row group, and of a row of the hidden file: the least that a reader decodes at once."""
@@ -27,60 +31,42 @@ BLOCK_SEQUENCES = 128
 HIDDEN_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What a cache holds of one sequence in one view, decoded. Positions and their arrays are in order."""
-
-    sequence_id: int
-    document_id: int
-    """Of the sequence's first token, by the document's place in the corpus."""
-    input_ids: np.ndarray
-    """int32 `[S]`: the input exactly as the teacher saw it."""
-    label_positions: np.ndarray
-    """int64 `[L]`: positions that masking chose."""
-    label_ids: np.ndarray
-    """int32 `[L]`: the true tokens there."""
-    kept_positions: np.ndarray
-    """int64 `[K]`."""
-    rates: np.ndarray
-    """float32 `[K]`: the probability with which each position was kept; losses weigh it by 1/rate."""
-    topk_ids: np.ndarray
-    """int32 `[K, k]`, ascending: they are a set."""
-    topk_logits: np.ndarray
-    """float32 `[K, k]`, in the order of the ids."""
-    rest_log_sum_exp: dict[float, np.ndarray]
-    """Temperature to float32 `[K]`: log sum of exp(logit / temperature) outside the top k; empty where k = V."""
-    hidden: dict[int, np.ndarray] = field(default_factory=dict)
-    """Layer to `[K, d]`, counted as `hidden_states` are, the last as -1."""
-
-
-def encode(rows: Sequence[Row], identity: Identity, *, metadata: dict[str, Any]) -> tuple[bytes, bytes | None]:
+def encode(
+    rows: Sequence[Row], identity: Identity, coder: Coder, *, metadata: dict[str, Any]
+) -> tuple[bytes, bytes | None]:
     """The bytes of a unit's labels and hidden objects; None where the spec stores no hidden states."""
-    temperatures = _stored_temperatures(rows)
-    table = pa.table(
-        {
-            "sequence_id": pa.array([row.sequence_id for row in rows], pa.int64()),
-            "document_id": pa.array([row.document_id for row in rows], pa.int64()),
-            "input_ids": parquet.ragged([row.input_ids for row in rows], np.int32),
-            "label_positions": parquet.ragged([row.label_positions for row in rows], np.uint16),
-            "label_ids": parquet.ragged([row.label_ids for row in rows], np.int32),
-            "kept_positions": parquet.ragged([row.kept_positions for row in rows], np.uint16),
-            "topk_ids": parquet.ragged([row.topk_ids for row in rows], np.int32),
-            "topk_logits": parquet.ragged([row.topk_logits for row in rows], np.float32),
-            "rest": parquet.ragged([_stack_rest(row, temperatures) for row in rows], np.float32),
-        }
-    )
+    temperatures = list(rows[0].rest_log_sum_exp) if rows else []
+    columns = {
+        "sequence_id": pa.array([row.sequence_id for row in rows], pa.int64()),
+        "document_id": pa.array([row.document_id for row in rows], pa.int64()),
+        "input_ids": parquet.ragged([row.input_ids for row in rows], np.int32),
+        "label_positions": parquet.ragged([row.label_positions for row in rows], np.uint16),
+        "label_ids": parquet.ragged([row.label_ids for row in rows], np.int32),
+        "kept_positions": parquet.ragged([row.kept_positions for row in rows], np.uint16),
+    }
+    blocks = [rows[start : start + BLOCK_SEQUENCES] for start in range(0, len(rows), BLOCK_SEQUENCES)]
+    soft_labels = [SoftLabels.of_rows(block) for block in blocks]
+    if labels_code := coder.codebook.labels:
+        packed = [labels_code.encode(soft) for soft in soft_labels]
+        columns["soft_labels"] = _first_of_each(packed, blocks)
+        soft_labels = [labels_code.decode(data, len(soft)) for data, soft in zip(packed, soft_labels, strict=True)]
+    else:
+        columns["topk_ids"] = parquet.ragged([row.topk_ids for row in rows], np.int32)
+        columns["topk_logits"] = parquet.ragged([row.topk_logits for row in rows], np.float32)
+        columns["rest"] = parquet.ragged([_stack_rest(row, temperatures) for row in rows], np.float32)
+    metadata = {**metadata, "codebook": coder.codebook.sha256}
     labels = parquet.write(
-        table, metadata={**metadata, "rest_temperatures": temperatures}, row_group_rows=BLOCK_SEQUENCES
+        pa.table(columns), metadata={**metadata, "rest_temperatures": temperatures}, row_group_rows=BLOCK_SEQUENCES
     )
-    layers = identity.hidden.stored_layers
-    return labels, _encode_hidden(rows, identity, metadata) if layers else None
+    if not identity.hidden.stored_layers:
+        return labels, None
+    return labels, _encode_hidden(blocks, soft_labels, identity, coder, metadata)
 
 
-def put_shard(store: Store, rows: Sequence[Row], identity: Identity, *, view: int, unit: int, device: str) -> Shard:
+def put_shard(store: Store, rows: Sequence[Row], identity: Identity, coder: Coder, *, view: int, unit: int) -> Shard:
     """Writes a unit's objects under names of their own content; they count once the shard is committed."""
-    metadata = {"fingerprint": identity.fingerprint, "view": view, "unit": unit, "device": device}
-    labels, hidden = encode(rows, identity, metadata=metadata)
+    metadata = {"fingerprint": identity.fingerprint, "view": view, "unit": unit, "device": coder.device.type}
+    labels, hidden = encode(rows, identity, coder, metadata=metadata)
     prefix = f"shards/{view:05d}/{unit:09d}"
     return Shard(
         unit=unit,
@@ -93,26 +79,40 @@ def put_shard(store: Store, rows: Sequence[Row], identity: Identity, *, view: in
     )
 
 
-def _stored_temperatures(rows: Sequence[Row]) -> list[float]:
-    return list(rows[0].rest_log_sum_exp) if rows else []
-
-
 def _stack_rest(row: Row, temperatures: Sequence[float]) -> np.ndarray:
     columns = [row.rest_log_sum_exp[temperature] for temperature in temperatures]
     return np.stack(columns, axis=1) if columns else np.empty(0, np.float32)
 
 
-def _encode_hidden(rows: Sequence[Row], identity: Identity, metadata: dict[str, Any]) -> bytes:
-    blocks = [rows[start : start + BLOCK_SEQUENCES] for start in range(0, len(rows), BLOCK_SEQUENCES)]
-    dtype = HIDDEN_DTYPES[identity.hidden.code]
-    columns: dict[str, Any] = {
-        "num_positions": pa.array([sum(len(row.kept_positions) for row in block) for block in blocks], pa.int64())
-    }
-    for layer in identity.hidden.stored_layers:
-        coded = [_checked(np.concatenate([row.hidden[layer] for row in block]).astype(dtype)) for block in blocks]
-        columns[_hidden_column(layer)] = pa.array([states.tobytes() for states in coded], pa.large_binary())
-    # A block may hold no kept position, and then says nothing of their size.
-    hidden_size = rows[0].hidden[identity.hidden.stored_layers[0]].shape[1] if rows else 0
+def _first_of_each(values: Sequence[bytes], blocks: Sequence[Sequence[Row]]) -> pa.Array:
+    """A column whose row groups each have one value, in their first row."""
+    column: list[bytes | None] = []
+    for value, block in zip(values, blocks, strict=True):
+        column += [value, *[None] * (len(block) - 1)]
+    return pa.array(column, pa.binary())
+
+
+def _encode_hidden(
+    blocks: Sequence[Sequence[Row]],
+    soft_labels: Sequence[SoftLabels],
+    identity: Identity,
+    coder: Coder,
+    metadata: dict[str, Any],
+) -> bytes:
+    """One row a block; `soft_labels` as a reader will decode them."""
+    values: dict[int, list[bytes]] = {layer: [] for layer in identity.hidden.stored_layers}
+    hidden_size = 0  # of no importance without a position
+    for block, soft in zip(blocks, soft_labels, strict=True):
+        side = coder.side_information(block, soft) if coder.codebook.hidden else None
+        for layer, coded in values.items():
+            states = np.concatenate([row.hidden[layer] for row in block])
+            hidden_size = states.shape[1]
+            if side is not None:
+                coded.append(coder.encode_hidden(layer, states, side))
+            else:
+                coded.append(_checked(states.astype(HIDDEN_DTYPES[identity.hidden.code])).tobytes())
+    columns = {"num_positions": pa.array([len(soft) for soft in soft_labels], pa.int64())}
+    columns |= {_hidden_column(layer): pa.array(coded, pa.large_binary()) for layer, coded in values.items()}
     return parquet.write(pa.table(columns), metadata={**metadata, "hidden_size": hidden_size}, row_group_rows=1)
 
 
@@ -129,22 +129,39 @@ def _hidden_column(layer: int) -> str:
 class ShardReader:
     """Reads a unit's rows block by block from local, checked files.
 
-    `hidden` None, or no layers, reads labels only: not a byte of the hidden object.
+    `hidden` None, or no layers, reads labels only: not a byte of the hidden object. `as_levels` leaves
+    transform-coded states undecoded, see `Row.levels`.
 
     Raises:
         UserError: from any method, when the files do not hold what the identity says.
     """
 
-    def __init__(self, labels: Path, hidden: Path | None, identity: Identity, layers: Sequence[int] = ()) -> None:
-        self._identity = identity
+    def __init__(
+        self,
+        labels: Path,
+        hidden: Path | None,
+        identity: Identity,
+        coder: Coder,
+        *,
+        layers: Sequence[int] = (),
+        as_levels: bool = False,
+        source: int = 0,
+    ) -> None:
+        self._identity, self._coder = identity, coder
         self._layers = tuple(layers) if hidden else ()
+        self._as_levels, self._source = as_levels, source
         self._labels, self.metadata = parquet.open_file(labels, name=str(labels))
         self._hidden, self._hidden_size = None, 0
         if hidden and layers:
             self._hidden, metadata = parquet.open_file(hidden, name=str(hidden))
             self._hidden_size = int(metadata["hidden_size"])
-        if self.metadata.get("fingerprint") != identity.fingerprint:
+        self._check_origin(labels)
+
+    def _check_origin(self, labels: Path) -> None:
+        if self.metadata.get("fingerprint") != self._identity.fingerprint:
             raise UserError(f"{labels} belongs to another cache: fingerprint {self.metadata.get('fingerprint')}")
+        if self.metadata.get("codebook") != self._coder.codebook.sha256:
+            raise UserError(f"{labels} was coded with another codebook: {self.metadata.get('codebook')}")
 
     @property
     def num_blocks(self) -> int:
@@ -160,55 +177,74 @@ class ShardReader:
         table = self._labels.read_row_group(index)
         columns = {
             name: parquet.split(*parquet.unragged(table[name]))
-            for name in (
-                "input_ids",
-                "label_positions",
-                "label_ids",
-                "kept_positions",
-                "topk_ids",
-                "topk_logits",
-                "rest",
-            )
+            for name in ("input_ids", "label_positions", "label_ids", "kept_positions")
         }
-        hidden = self._hidden_rows(index, [len(kept) for kept in columns["kept_positions"]])
-        sequence_ids, document_ids = table["sequence_id"].to_pylist(), table["document_id"].to_pylist()
-        return [
-            self._row(sequence_ids[i], document_ids[i], {name: rows[i] for name, rows in columns.items()}, hidden[i])
-            for i in range(len(sequence_ids))
+        stops = np.cumsum([len(kept) for kept in columns["kept_positions"]])
+        soft_labels = self._soft_labels(table, int(stops[-1]))
+        starts = np.concatenate([[0], stops[:-1]])
+        ids = zip(table["sequence_id"].to_pylist(), table["document_id"].to_pylist(), strict=True)
+        rows = [
+            self._row(*pair, {name: values[i] for name, values in columns.items()}, soft_labels, slice(start, stop))
+            for i, (pair, start, stop) in enumerate(zip(ids, starts, stops, strict=True))
         ]
+        return self._with_hidden(rows, index, soft_labels, stops)
 
-    def _row(self, sequence_id: int, document_id: int, columns: dict[str, np.ndarray], hidden: Any) -> Row:
-        kept = columns["kept_positions"].astype(np.int64)
-        labels = columns["label_positions"].astype(np.int64)
+    def _soft_labels(self, table: pa.Table, num_positions: int) -> SoftLabels:
+        if code := self._coder.codebook.labels:
+            return code.decode(table["soft_labels"][0].as_py(), num_positions)
+        values = {name: parquet.unragged(table[name])[0] for name in ("topk_ids", "topk_logits", "rest")}
+        top_k, temperatures = self._identity.soft_labels.top_k, self.metadata["rest_temperatures"]
+        rest = torch.tensor(values["rest"].reshape(num_positions, len(temperatures)))
+        return SoftLabels(
+            topk_ids=torch.from_numpy(values["topk_ids"].astype(np.int64).reshape(num_positions, top_k)),
+            topk_logits=torch.tensor(values["topk_logits"].reshape(num_positions, top_k)),
+            rest_log_sum_exp={temperature: rest[:, i] for i, temperature in enumerate(temperatures)},
+        )
+
+    def _row(
+        self, sequence_id: int, document_id: int, columns: dict[str, np.ndarray], soft: SoftLabels, kept: slice
+    ) -> Row:
+        positions, labels = columns["kept_positions"].astype(np.int64), columns["label_positions"].astype(np.int64)
         keep = self._identity.keep
-        num_kept, temperatures = len(kept), self.metadata["rest_temperatures"]
-        rest = columns["rest"].reshape(num_kept, len(temperatures))
         return Row(
             sequence_id=sequence_id,
             document_id=document_id,
             input_ids=columns["input_ids"],
             label_positions=labels,
             label_ids=columns["label_ids"],
-            kept_positions=kept,
-            rates=np.where(np.isin(kept, labels), np.float32(keep.masked), np.float32(keep.unmasked)),
-            topk_ids=columns["topk_ids"].reshape(num_kept, self._identity.soft_labels.top_k),
-            topk_logits=columns["topk_logits"].reshape(num_kept, self._identity.soft_labels.top_k),
-            rest_log_sum_exp={temperature: rest[:, i] for i, temperature in enumerate(temperatures)},
-            hidden=hidden,
+            kept_positions=positions,
+            rates=np.where(np.isin(positions, labels), np.float32(keep.masked), np.float32(keep.unmasked)),
+            topk_ids=soft.topk_ids[kept].numpy().astype(np.int32),
+            topk_logits=soft.topk_logits[kept].numpy(),
+            rest_log_sum_exp={temperature: rest[kept].numpy() for temperature, rest in soft.rest_log_sum_exp.items()},
+            source=self._source,
         )
 
-    def _hidden_rows(self, block: int, lengths: Sequence[int]) -> list[dict[int, np.ndarray]]:
-        """For each row of a block, layer to `[K, d]`."""
+    def _with_hidden(self, rows: list[Row], block: int, soft_labels: SoftLabels, stops: np.ndarray) -> list[Row]:
+        """The rows of a block with their hidden states, or their levels."""
         if self._hidden is None:
-            return [{} for _ in lengths]
-        stops = np.cumsum(lengths)
-        num_positions = int(stops[-1])
+            return rows
         names = [_hidden_column(layer) for layer in self._layers]
         table = self._hidden.read_row_group(block, columns=["num_positions", *names])
-        if table["num_positions"][0].as_py() != num_positions:
+        if table["num_positions"][0].as_py() != stops[-1]:
             raise UserError("a hidden object and its labels disagree about the kept positions: the cache is damaged")
-        states = {}
+        parts: dict[int, list[np.ndarray]] = {}
         for layer, name in zip(self._layers, names, strict=True):
-            flat = np.frombuffer(table[name][0].as_buffer(), HIDDEN_DTYPES[self._identity.hidden.code])
-            states[layer] = np.split(flat.reshape(num_positions, self._hidden_size), stops[:-1])
-        return [{layer: rows[i] for layer, rows in states.items()} for i in range(len(lengths))]
+            states = self._states(layer, table[name][0].as_buffer(), rows, soft_labels)
+            parts[layer] = np.split(states, stops[:-1])
+        by_row = [{layer: split[place] for layer, split in parts.items()} for place in range(len(rows))]
+        if self._as_levels and self._coder.codebook.hidden:
+            return [replace(row, levels=levels) for row, levels in zip(rows, by_row, strict=True)]
+        return [replace(row, hidden=hidden) for row, hidden in zip(rows, by_row, strict=True)]
+
+    def _states(self, layer: int, data: Any, rows: list[Row], soft_labels: SoftLabels) -> np.ndarray:
+        """A block's hidden states, or levels, `[P, d]`."""
+        code = self._coder.codebook.hidden.get(layer)
+        if code is None:
+            flat = np.frombuffer(data, HIDDEN_DTYPES[self._identity.hidden.code])
+            return flat.reshape(len(soft_labels), self._hidden_size)
+        levels = code.decompress(bytes(data), len(soft_labels))
+        if self._as_levels:
+            return levels
+        side = self._coder.side_information(rows, soft_labels)
+        return np.asarray(self._coder.decode_hidden(layer, torch.from_numpy(levels), side).numpy())

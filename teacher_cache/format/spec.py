@@ -14,7 +14,7 @@ from teacher_cache.format import documents
 from teacher_cache.format.store import Store
 from teacher_cache.shell.settings import STRICT, explain, to_dict
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MAX_SEQUENCE_LENGTH = 2**16 - 1
 """Positions are stored as uint16."""
 
@@ -73,7 +73,8 @@ class SoftLabelsConfig:
     top_k: Positive = 8
     temperatures: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 2.0, 4.0)
     """Temperatures at which the mass outside the top k is stored exactly."""
-    code: Literal["float32"] = "float32"
+    code: Literal["float32", "packed"] = "packed"
+    """`packed`: ids without loss, logits in steps of a 64th, both entropy-coded; `float32` is for proofs."""
 
     @field_validator("temperatures")
     @classmethod
@@ -82,12 +83,24 @@ class SoftLabelsConfig:
             raise ValueError("temperatures must be distinct")
         return temperatures
 
+    @model_validator(mode="after")
+    def _level_is_known(self) -> "SoftLabelsConfig":
+        if self.code == "packed" and not self.temperatures:
+            raise ValueError("code: packed needs at least one of temperatures; write code: float32 for none")
+        return self
+
+
+QUALITY_COSINES = {"low": 0.98, "standard": 0.9905, "high": 0.9983, "highest": 0.9995}
+"""Mean cosine, on the sample that the codebook is made of, by name of quality."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class HiddenConfig:
     layers: tuple[int, ...] = (-1,)
     """Counted as `hidden_states` are: 0 is the embedding output, the last is -1."""
-    code: Literal["none", "float32", "float16"] = "float16"
+    code: Literal["none", "float32", "float16", "transform"] = "transform"
+    quality: Literal["low", "standard", "high", "highest"] = "standard"
+    """Of `transform`: the mean cosine between decoded and true states, see `QUALITY_COSINES`."""
 
     @field_validator("layers")
     @classmethod
@@ -95,6 +108,12 @@ class HiddenConfig:
         if not layers or len(set(layers)) != len(layers):
             raise ValueError("layers must be distinct and at least one; write code: none for no hidden states")
         return layers
+
+    @model_validator(mode="after")
+    def _quality_is_of_transform(self) -> "HiddenConfig":
+        if self.quality != "standard" and self.code != "transform":
+            raise ValueError(f"quality belongs to code: transform, not to code: {self.code}")
+        return self
 
     @property
     def stored_layers(self) -> tuple[int, ...]:
@@ -130,7 +149,7 @@ class TeacherIdentity:
 class Identity:
     """What two caches must share to hold the same content."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     objective: Objective
     corpus: CorpusIdentity
     teacher: TeacherIdentity

@@ -7,10 +7,12 @@ renormalised top k is a different loss. What is stored is used in one of two way
 Legend: K kept positions, V vocabulary, k top tokens, d hidden size.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from teacher_cache.errors import UserError
@@ -24,17 +26,24 @@ class SoftLabels:
     topk_ids: torch.Tensor
     """int64 `[K, k]`, ascending."""
     topk_logits: torch.Tensor
-    """float32 `[K, k]`."""
+    """float32 `[K, k]`; from the packed code less the row's largest, as no softmax sees a row's level."""
     rest_log_sum_exp: dict[float, torch.Tensor]
-    """Temperature to float32 `[K]`: log sum of exp(logit / temperature) outside the top k; empty where k = V."""
+    """Temperature to float32 `[K]`: log sum of exp(logit / temperature) outside the top k, of the same level; empty
+    where k = V."""
 
     @classmethod
-    def of_row(cls, row: Any) -> "SoftLabels":
-        """From a `teacher_cache.format.shard.Row`."""
+    def of_rows(cls, rows: Sequence[Any]) -> "SoftLabels":
+        """From rows (`teacher_cache.format.shard.Row`), at least one, position after position."""
+
+        def joined(arrays: Sequence[np.ndarray], dtype: Any) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate(arrays).astype(dtype))
+
         return cls(
-            topk_ids=torch.from_numpy(row.topk_ids.astype("int64")),
-            topk_logits=torch.tensor(row.topk_logits),
-            rest_log_sum_exp={key: torch.tensor(values) for key, values in row.rest_log_sum_exp.items()},
+            topk_ids=joined([row.topk_ids for row in rows], np.int64),
+            topk_logits=joined([row.topk_logits for row in rows], np.float32),
+            rest_log_sum_exp={
+                key: joined([row.rest_log_sum_exp[key] for row in rows], np.float32) for key in rows[0].rest_log_sum_exp
+            },
         )
 
     @classmethod
@@ -46,6 +55,9 @@ class SoftLabels:
             topk_logits=torch.cat([part.topk_logits for part in parts]),
             rest_log_sum_exp={key: torch.cat([part.rest_log_sum_exp[key] for part in parts]) for key in temperatures},
         )
+
+    def __len__(self) -> int:
+        return len(self.topk_ids)
 
     def __getitem__(self, rows: Any) -> "SoftLabels":
         """The soft labels of some of the rows."""
@@ -96,15 +108,17 @@ def replay_log_probabilities(
 ) -> torch.Tensor:
     """Teacher log-probabilities `[K, V]` rebuilt from the last hidden states `[K, d]`, in float32.
 
-    The stored logits are put in exactly. At a stored temperature the rest is scaled to its exact mass; at others
-    it is used as rebuilt.
+    The stored logits are put in as they are. The rest is brought to their level by its mass: at a stored temperature
+    it then has the exact mass; at others, that of the nearest stored one (by ratio) is exact.
     """
     if soft_labels.topk_ids.shape[-1] == head.decoder_weight.shape[0]:
         return (soft_labels.topk_logits / temperature).log_softmax(dim=-1)
-    scaled = head_logits(head, hidden).float() / temperature
-    if temperature in soft_labels.rest_log_sum_exp:
-        rebuilt = scaled.scatter(-1, soft_labels.topk_ids, -torch.inf).logsumexp(dim=-1)
-        scaled = scaled + (soft_labels.rest_log_sum_exp[temperature] - rebuilt)[:, None]
+    logits = head_logits(head, hidden).float()
+    scaled = logits / temperature
+    if soft_labels.rest_log_sum_exp:
+        nearest = min(soft_labels.rest_log_sum_exp, key=lambda stored: abs(math.log(stored / temperature)))
+        rebuilt = (logits / nearest).scatter(-1, soft_labels.topk_ids, -torch.inf).logsumexp(dim=-1)
+        scaled = scaled + nearest / temperature * (soft_labels.rest_log_sum_exp[nearest] - rebuilt)[:, None]
     return scaled.scatter(-1, soft_labels.topk_ids, soft_labels.topk_logits / temperature).log_softmax(dim=-1)
 
 

@@ -16,7 +16,13 @@ from teacher_cache.shell.settings import to_dict
 from tests.student_train import runs
 
 ROOT = Path(__file__).parents[2]
-FORBIDDEN = ["teacher_cache.teacher", "teacher_cache.pipeline", "teacher_cache.corpus", "teacher_cache.units"]
+FORBIDDEN = [
+    "teacher_cache.teacher",
+    "teacher_cache.pipeline",
+    "teacher_cache.corpus",
+    "teacher_cache.units",
+    "teacher_cache.codebooks",
+]
 ALLOWED = {"format", "targets", "shell", "errors"}
 
 
@@ -59,7 +65,8 @@ def look(found):
     for tensor in objects:
         if isinstance(tensor, torch.Tensor) and tensor.numel():
             found["shapes"].append(list(tensor.shape))
-            data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            flat = tensor.detach().flatten().clone(memory_format=torch.contiguous_format)
+            data = flat.view(torch.uint8).numpy().tobytes()
             found["digests"].append(hashlib.sha256(data).hexdigest())
     found["checks"] += 1
 

@@ -228,7 +228,7 @@ class TestLooking:
         assert teacher_cache.cli.main(["verify", built, "--teacher", "--json"]) == 0
         result = json.loads(capsys.readouterr().out)
         assert result["ok"]
-        assert result["teacher"]["logit"] < 1e-4
+        assert 0 < result["teacher"]["logit"] < 0.032, "the packed code rounds to a sixteenth"
 
     @pytest.mark.parametrize("options", [[], ["--json"]])
     def test_verify_of_a_damaged_cache_ends_with_1_and_names_it(

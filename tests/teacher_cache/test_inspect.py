@@ -15,7 +15,7 @@ from teacher_cache import CacheSpec, UserError, build, open_cache
 from teacher_cache.format import documents
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.objects import ObjectRef
-from teacher_cache.format.shard import Row
+from teacher_cache.format.row import Row
 from teacher_cache.format.store import file_sha256
 from teacher_cache.inspect import info, render_rows, sample, show, verify
 from tests import families
@@ -32,7 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
         "cache": str(folder / "cache"),
         "corpus": {"paths": [str(folder / "corpus.txt")], "sequence_length": 24},
         "teacher": {"model": str(families.save_pretrained(folder / "teacher"))},
-        "soft_labels": {"top_k": 4},
+        "soft_labels": {"code": "float32", "top_k": 4},
         "hidden": {"code": "float32", "layers": [2, -1]},
         "views": 2,
         "unit_sequences": 10,
@@ -170,6 +170,22 @@ class TestTeacherAskedAgain:
         assert found is not None
         assert set(found) == {"logit", "rest_log_sum_exp", "hidden"}
         assert max(found.values()) < 1e-4
+
+    def test_it_says_nearly_the_same_as_lossy_codes(self, whole: str, tmp_path: Path) -> None:
+        folder = Path(whole).parent
+        values: dict[str, Any] = {
+            "cache": str(tmp_path / "cache"),
+            "corpus": {"paths": [str(folder / "corpus.txt")], "sequence_length": 24},
+            "teacher": {"model": str(folder / "teacher")},
+            "views": 1,
+            "execution": {"num_workers": 0},
+        }
+        build(CacheSpec(**values), progress=False)
+        found = verify(open_cache(values["cache"]), ask_teacher=True).teacher
+        assert found is not None
+        assert 1e-4 < found["logit"] < 0.032
+        assert 1e-4 < found["rest_log_sum_exp"] < 0.02
+        assert 1e-4 < found["hidden"] < 1
 
     def test_a_damaged_cache_is_not_compared(self, cache: str) -> None:
         flip(only(cache, "shards/00000/*.labels.parquet"))

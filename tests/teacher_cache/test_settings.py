@@ -151,6 +151,17 @@ def test_all_mistakes_stand_in_one_message() -> None:
         ({"soft_labels": {"top_k": 0}}, r"soft_labels.top_k: .*greater than 0 \(got 0\)"),
         ({"soft_labels": {"temperatures": [1, 0]}}, r"soft_labels.temperatures.1: .*greater than 0 \(got 0\)"),
         ({"soft_labels": {"temperatures": [2, 2.0]}}, r"soft_labels.temperatures: temperatures must be distinct"),
+        (
+            {"soft_labels": {"code": "packed", "temperatures": []}},
+            "soft_labels: code: packed needs at least one of temperatures; write code: float32 for none",
+        ),
+        ({"soft_labels": {"code": "float16"}}, r"soft_labels.code: .*'float32' or 'packed' \(got 'float16'\)"),
+        ({"hidden": {"quality": "best"}}, r"hidden.quality: .*'low', 'standard', 'high' or 'highest' \(got 'best'\)"),
+        (
+            {"hidden": {"code": "float16", "quality": "high"}},
+            "hidden: quality belongs to code: transform, not to code: float16",
+        ),
+        ({"hidden": {"code": "none", "quality": "low"}}, "hidden: quality belongs to code: transform, not to .* none"),
         ({"hidden": {"layers": []}}, r"hidden.layers: layers must be distinct and at least one"),
         ({"hidden": {"layers": [1, 1]}}, r"hidden.layers: layers must be distinct"),
         ({"execution": {"num_workers": [3, 1]}}, r"execution.num_workers: num_workers must be \[min, max\]"),
@@ -223,6 +234,8 @@ def test_defaults_of_a_cache_are_those_of_the_design() -> None:
     spec = parse(CacheSpec, CACHE)
     assert (spec.views, spec.keep.masked, spec.keep.unmasked) == (3, 1.0, 0.1)
     assert (spec.soft_labels.top_k, spec.soft_labels.temperatures) == (8, (1.0, 2.0, 4.0))
+    assert spec.soft_labels.code == "packed"
+    assert (spec.hidden.layers, spec.hidden.code, spec.hidden.quality) == ((-1,), "transform", "standard")
     masking = spec.masking
     shares = masking.rate, masking.mask_share, masking.random_share, masking.keep_share
     assert shares == (0.15, 0.8, 0.1, 0.1)

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from teacher_cache.errors import UserError
+from teacher_cache.format.row import Row
 from teacher_cache.format.sequences import StoredSequence
-from teacher_cache.format.shard import Row
 from teacher_cache.format.spec import (
     CorpusIdentity,
     HiddenConfig,
@@ -170,3 +171,15 @@ def test_an_answer_that_is_not_finite_is_refused(name: str, tmp_path: Path) -> N
     families.make_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"answer is not finite .* try teacher\.dtype: float32"):
         compute(load_teacher(str(tmp_path)), identity())
+
+
+def test_a_stored_layer_that_is_not_finite_is_refused(bert: LoadedTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Teacher.encode
+
+    def spoilt(*arguments: Any) -> dict[int, torch.Tensor]:
+        return {layer: state * (torch.nan if layer == 2 else 1) for layer, state in encode(*arguments).items()}
+
+    monkeypatch.setattr(Teacher, "encode", spoilt)
+    assert compute(bert, identity())
+    with pytest.raises(UserError, match="answer is not finite"):
+        compute(bert, identity(layers=(2, -1)))

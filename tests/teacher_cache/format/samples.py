@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from teacher_cache.format.coder import Coder
 from teacher_cache.format.manifest import Digests, Shard
 from teacher_cache.format.objects import ObjectRef
 from teacher_cache.format.spec import Identity
 from teacher_cache.shell.settings import parse
 
+PLAIN = Coder()
+"""Codes nothing."""
 FINGERPRINT = "f" * 64
 DIGESTS = Digests(spec="a" * 64, teacher="b" * 64, sequences="c" * 64)
 
@@ -26,7 +29,7 @@ def identity(**changes: Any) -> Identity:
         "teacher": {"sha256": "3" * 64, "dtype": "float32"},
         "masking": {"rate": 0.15, "seed": 7},
         "keep": {"masked": 1.0, "unmasked": 0.25},
-        "soft_labels": {"top_k": 2, "temperatures": (1.0, 2.0)},
+        "soft_labels": {"top_k": 2, "temperatures": (1.0, 2.0), "code": "float32"},
         "hidden": {"layers": (-1,), "code": "float32"},
         "unit_sequences": 4,
     }

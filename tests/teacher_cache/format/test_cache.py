@@ -12,12 +12,13 @@ from teacher_cache.format import manifest, spec, teacher_files
 from teacher_cache.format.cache import Cache, open_cache
 from teacher_cache.format.manifest import Shard
 from teacher_cache.format.objects import put_content
-from teacher_cache.format.shard import Row, encode
+from teacher_cache.format.row import Row
+from teacher_cache.format.shard import encode
 from teacher_cache.format.spec import Identity
 from teacher_cache.format.store import Store
 from teacher_cache.targets.soft_labels import keep_top
 from tests.families import VOCAB_SIZE, make_model, save_pretrained
-from tests.teacher_cache.format.samples import DIGESTS, flip, identity, shard
+from tests.teacher_cache.format.samples import DIGESTS, PLAIN, flip, identity, shard
 from tests.teacher_cache.format.test_shard import make_rows
 
 LENGTHS = [[5, 6, 7, 8], [9, 5, 6, 7], [8, 9]]
@@ -26,7 +27,7 @@ NUM_SEQUENCES = 10
 
 
 def put_unit(store: Store, view: int, unit: int, rows: list[Row], identity: Identity) -> Shard:
-    labels, hidden = encode(rows, identity, metadata={"fingerprint": identity.fingerprint})
+    labels, hidden = encode(rows, identity, PLAIN, metadata={"fingerprint": identity.fingerprint})
     prefix = f"shards/{view:05d}/{unit:09d}"
     return Shard(
         unit=unit,

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teacher_cache.errors import UserError
-from teacher_cache.format.shard import BLOCK_SEQUENCES, HIDDEN_DTYPES, Row, ShardReader, encode
+from teacher_cache.format.row import Row
+from teacher_cache.format.shard import BLOCK_SEQUENCES, HIDDEN_DTYPES, ShardReader, encode
 from teacher_cache.format.spec import Identity
-from tests.teacher_cache.format.samples import identity
+from tests.teacher_cache.format.samples import PLAIN, identity
 
 HIDDEN_SIZE = 3
 KEEP = {"masked": 1.0, "unmasked": 0.25}
@@ -51,7 +52,7 @@ def make_rows(seed: int, spec: Identity, lengths: list[int], share: float, first
 
 def put(folder: Path, rows: list[Row], spec: Identity, **metadata: Any) -> tuple[Path, Path | None]:
     """A shard's files."""
-    labels, hidden = encode(rows, spec, metadata={"fingerprint": spec.fingerprint} | metadata)
+    labels, hidden = encode(rows, spec, PLAIN, metadata={"fingerprint": spec.fingerprint} | metadata)
     paths = folder / "labels", folder / "hidden"
     paths[0].write_bytes(labels)
     if hidden is None:
@@ -61,7 +62,7 @@ def put(folder: Path, rows: list[Row], spec: Identity, **metadata: Any) -> tuple
 
 
 def reader(folder: Path, rows: list[Row], spec: Identity) -> ShardReader:
-    return ShardReader(*put(folder, rows, spec), spec, spec.hidden.stored_layers)
+    return ShardReader(*put(folder, rows, spec), spec, PLAIN, layers=spec.hidden.stored_layers)
 
 
 def assert_same(found: Row, expected: Row, hidden_dtype: np.dtype[Any]) -> None:
@@ -99,7 +100,7 @@ def test_rows_come_back_bit_for_bit(
 ) -> None:
     spec = identity(
         hidden={"layers": tuple(layers), "code": code},
-        soft_labels={"top_k": top_k, "temperatures": tuple(temperatures)},
+        soft_labels={"top_k": top_k, "temperatures": tuple(temperatures), "code": "float32"},
         keep=KEEP,
     )
     rows = make_rows(seed, spec, lengths, share)
@@ -130,14 +131,14 @@ def test_a_block_without_any_kept_position_keeps_the_hidden_size(tmp_path: Path)
 
 def test_equal_rows_give_equal_bytes() -> None:
     spec = identity()
-    first, again, other = (encode(make_rows(seed, spec, [5, 6], 0.5), spec, metadata={}) for seed in (1, 1, 2))
+    first, again, other = (encode(make_rows(seed, spec, [5, 6], 0.5), spec, PLAIN, metadata={}) for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_metadata_comes_back(tmp_path: Path) -> None:
     spec = identity()
     labels, hidden = put(tmp_path, make_rows(0, spec, [5], 0.5), spec, view=3, unit=4, device="cpu")
-    metadata = ShardReader(labels, hidden, spec).metadata
+    metadata = ShardReader(labels, hidden, spec, PLAIN).metadata
     assert {name: metadata[name] for name in ("fingerprint", "view", "unit", "device")} == {
         "fingerprint": spec.fingerprint,
         "view": 3,
@@ -149,7 +150,7 @@ def test_metadata_comes_back(tmp_path: Path) -> None:
 def test_only_the_layers_asked_for_are_read(tmp_path: Path) -> None:
     spec = identity(hidden={"layers": (0, 2, -1), "code": "float32"})
     rows = make_rows(0, spec, [5], 1.0)
-    (row,) = ShardReader(*put(tmp_path, rows, spec), spec, (2,)).rows()
+    (row,) = ShardReader(*put(tmp_path, rows, spec), spec, PLAIN, layers=(2,)).rows()
     assert list(row.hidden) == [2]
     np.testing.assert_array_equal(row.hidden[2], rows[0].hidden[2])
 
@@ -158,7 +159,7 @@ def test_without_layers_the_hidden_object_need_not_exist(tmp_path: Path) -> None
     spec = identity()
     labels, _ = put(tmp_path, make_rows(0, spec, [5], 1.0), spec)
     for hidden, layers in ((None, (-1,)), (tmp_path / "missing", ())):
-        (row,) = ShardReader(labels, hidden, spec, layers).rows()
+        (row,) = ShardReader(labels, hidden, spec, PLAIN, layers=layers).rows()
         assert row.hidden == {}
         assert len(row.topk_ids) == 5
 
@@ -168,14 +169,14 @@ def test_states_that_float16_cannot_hold_are_refused() -> None:
     (row,) = make_rows(0, spec, [5], 1.0)
     row.hidden[-1][0, 0] = 70_000
     with pytest.raises(UserError, match=r"are not finite in float16; try hidden.code: float32"):
-        encode([row], spec, metadata={})
+        encode([row], spec, PLAIN, metadata={})
 
 
 def test_a_shard_of_another_cache_is_refused(tmp_path: Path) -> None:
     other = identity(unit_sequences=99)
     labels, hidden = put(tmp_path, make_rows(0, other, [5], 0.5), other)
     with pytest.raises(UserError, match=f"labels belongs to another cache: fingerprint {other.fingerprint}"):
-        ShardReader(labels, hidden, identity(), (-1,))
+        ShardReader(labels, hidden, identity(), PLAIN, layers=(-1,))
 
 
 def test_labels_and_hidden_states_of_different_units_are_refused(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_labels_and_hidden_states_of_different_units_are_refused(tmp_path: Path)
     labels, _ = put(tmp_path, make_rows(0, spec, [5], 1.0), spec)
     _, hidden = put(tmp_path / "other", make_rows(0, spec, [6], 1.0), spec)
     with pytest.raises(UserError, match="disagree about the kept positions"):
-        list(ShardReader(labels, hidden, spec, (-1,)).rows())
+        list(ShardReader(labels, hidden, spec, PLAIN, layers=(-1,)).rows())
 
 
 def test_any_parquet_reader_lists_the_labels(tmp_path: Path) -> None:
@@ -201,4 +202,4 @@ def test_any_parquet_reader_lists_the_labels(tmp_path: Path) -> None:
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "labels").write_bytes(b"no Parquet")
     with pytest.raises(UserError, match="labels is damaged"):
-        ShardReader(tmp_path / "labels", None, identity())
+        ShardReader(tmp_path / "labels", None, identity(), PLAIN)

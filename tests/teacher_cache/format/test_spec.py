@@ -15,7 +15,7 @@ from teacher_cache.format.store import Store
 from teacher_cache.shell.settings import parse, to_dict
 from tests.teacher_cache.format.samples import flip, identity
 
-GOLDEN_FINGERPRINT = "fa8c759febbf4d3583dd1cf7fcee40b6795645e198b4fcbed601862298a97dde"
+GOLDEN_FINGERPRINT = "7da2c56bd3f11e134a5d742e58f0ddaed41bfa50ae60ad5580d8b7aa7ec72821"
 NOTES = {"corpus": ["/data/a.txt"], "teacher": {"model": "bert", "revision": None}}
 
 
@@ -48,7 +48,10 @@ def test_every_section_is_part_of_the_fingerprint() -> None:
         {"masking": {"rate": 0.15, "seed": 8}},
         {"keep": {"masked": 1.0, "unmasked": 0.5}},
         {"soft_labels": {"top_k": 3, "temperatures": (1.0, 2.0)}},
+        {"soft_labels": {"top_k": 2, "temperatures": (1.0, 2.0), "code": "packed"}},
         {"hidden": {"layers": (-1,), "code": "float16"}},
+        {"hidden": {"layers": (-1,), "code": "transform"}},
+        {"hidden": {"layers": (-1,), "code": "transform", "quality": "high"}},
         {"unit_sequences": 5},
     ]
     fingerprints = {identity(**change).fingerprint for change in changes}
@@ -102,7 +105,7 @@ def test_a_spec_that_is_not_json_is_refused(store: Store) -> None:
 def test_another_format_version_is_named(store: Store) -> None:
     spec.create_or_check(store, identity(), NOTES)
     rewrite(store, identity=to_dict(identity()) | {"format_version": 99, "invented_later": True})
-    with pytest.raises(UserError, match="has format version 99; this program reads version 1"):
+    with pytest.raises(UserError, match="has format version 99; this program reads version 2"):
         spec.read(store)
 
 

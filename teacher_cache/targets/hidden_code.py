@@ -1,0 +1,251 @@
+"""The transform code of hidden states: predict, rotate, quantise, entropy-code.
+
+As in JPEG, with statistics made once from a sample: a linear prediction from side information is subtracted, the
+residual goes through a transform whose components are uncorrelated under a metric (what a deviation does to the
+teacher's rows, and how long it is), a trellis quantises all components with one step, and rANS codes the levels with
+one static table for each group of components of like variance, class of the position's scale, and quantiser.
+
+Legend: K positions, d components (the hidden size), F features, G groups of components, A symbols, L lanes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from teacher_cache.errors import UserError
+from teacher_cache.targets import entropy, trellis
+from teacher_cache.targets.heads import OutputHead
+from teacher_cache.targets.side_information import SideInformation, features
+
+MAX_MAGNITUDE = 126
+"""Of a level that the entropy coder knows; from each group's bound on, levels are escaped, never clipped."""
+NUM_SYMBOLS = 2 * MAX_MAGNITUDE + 1
+NUM_SCALES = 4
+"""Classes of positions by the size of their residual: 2 bits that save about 16 (measured at d = 384)."""
+MAX_GROUPS = 32
+RATE_WEIGHT = 0.25
+"""Lambda of the trellis, in squared half-steps a bit; 0.15 to 0.35 lie within 1 % of each other."""
+MAX_VALUE = 2.0**16 - 8
+"""In half-steps: levels are then below 2^15."""
+CHUNK_POSITIONS = 1024
+"""Positions quantised at once: at d = 768 the trellis then holds about 60 MB."""
+
+
+_KINDS = {
+    "predictor": (torch.float32, 2),
+    "forward": (torch.float32, 2),
+    "inverse": (torch.float32, 2),
+    "deviations": (torch.float32, 1),
+    "scale_limits": (torch.float32, 1),
+    "bounds": (torch.int64, 1),
+    "frequencies": (torch.int32, 2),
+}
+"""Types of a code's tensors, and their numbers of dimensions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """Quantised residuals of K positions: what is stored, before entropy coding."""
+
+    levels: np.ndarray
+    """int16 `[K, d]`."""
+    scales: np.ndarray
+    """uint8 `[K]`: class of each position's scale; only the entropy coder needs it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenCode:
+    """The statistics of one layer's code, float32 on CPU unless said otherwise."""
+
+    predictor: torch.Tensor
+    """`[F, d]`."""
+    forward: torch.Tensor
+    """`[d, d]`: residual → components in half-steps, the most variable first."""
+    inverse: torch.Tensor
+    """`[d, d]`: its inverse."""
+    deviations: torch.Tensor
+    """`[d]`: standard deviation of each component, in half-steps."""
+    scale_limits: torch.Tensor
+    """`[NUM_SCALES - 1]`: between the classes of mean relative magnitude."""
+    bounds: torch.Tensor
+    """int64 `[G]`: magnitude, even, from which on a group's levels are escaped."""
+    frequencies: torch.Tensor
+    """int32 `[G * NUM_SCALES * 2 + 1, A]`: the entropy coder's tables; the last is of the classes of scale."""
+
+    def __post_init__(self) -> None:
+        for name, (dtype, num_dimensions) in _KINDS.items():
+            value = getattr(self, name)
+            if value.dtype != dtype or value.ndim != num_dimensions:
+                kind = f"{value.dtype}, {value.ndim} dimensions"
+                raise UserError(f"codebook: {name} must be {dtype}, {num_dimensions} dimensions; it is {kind}")
+        size, num_groups = self.hidden_size, len(self.bounds)
+        shapes = {
+            "predictor": (self.predictor.shape[0], size),
+            "forward": (size, size),
+            "inverse": (size, size),
+            "deviations": (size,),
+            "scale_limits": (NUM_SCALES - 1,),
+            "bounds": (num_groups_of(size),),
+            "frequencies": (num_groups * NUM_SCALES * 2 + 1, NUM_SYMBOLS),
+        }
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if value.shape != shape:
+                raise UserError(f"codebook: {name} has shape {tuple(value.shape)}, it must be {shape}")
+            if not value.isfinite().all():
+                raise UserError(f"codebook: {name} is not finite")
+        if ((self.bounds < 2) | (self.bounds > MAX_MAGNITUDE) | (self.bounds % 2 == 1)).any():
+            raise UserError(f"codebook: bounds must be even numbers from 2 to {MAX_MAGNITUDE}")
+        _ = self.tables  # checks them
+
+    @property
+    def hidden_size(self) -> int:
+        return self.deviations.shape[0]
+
+    @cached_property
+    def tables(self) -> entropy.Tables:
+        return entropy.Tables(self.frequencies.numpy().astype(np.uint16))
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """int64 `[d]`: the group of each component."""
+        return groups_of(self.hidden_size)
+
+    def to(self, device: torch.device | str) -> "HiddenCode":
+        """With what encodes and decodes on another device; the entropy coder stays on the CPU."""
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        names = ("predictor", "forward", "inverse", "deviations", "scale_limits")
+        return HiddenCode(**moved | {name: moved[name].to(device) for name in names})
+
+    def predict(self, side: SideInformation, head: OutputHead) -> torch.Tensor:
+        """`[K, d]`."""
+        return features(side, head) @ self.predictor
+
+    def encode(self, hidden: torch.Tensor, side: SideInformation, head: OutputHead) -> Levels:
+        """Quantises hidden states `[K, d]` on their device.
+
+        Raises:
+            UserError: a state is not finite, or further from all that the statistics were made of than levels reach.
+        """
+        if not hidden.isfinite().all():
+            raise UserError("hidden states are not finite (NaN or infinity); try teacher.dtype: float32")
+        parts = [
+            self._encode(hidden[start : start + CHUNK_POSITIONS], side[start : start + CHUNK_POSITIONS], head)
+            for start in range(0, len(hidden), CHUNK_POSITIONS)
+        ]
+        if not parts:
+            return Levels(levels=np.zeros((0, self.hidden_size), np.int16), scales=np.zeros(0, np.uint8))
+        levels = torch.cat([levels for levels, _ in parts]).cpu().numpy()
+        scales = torch.cat([scales for _, scales in parts]).cpu().numpy()
+        return Levels(levels=levels.astype(np.int16), scales=scales.astype(np.uint8))
+
+    def _encode(
+        self, hidden: torch.Tensor, side: SideInformation, head: OutputHead
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        values = (hidden.float() - self.predict(side, head)) @ self.forward
+        if not (values.abs() <= MAX_VALUE).all():
+            raise UserError(
+                "a hidden state lies far outside those that the codebook was made of; use hidden.code: float16"
+            )
+        scales = scale_classes(values, self.deviations, self.scale_limits)
+        return quantise(values, scales, self.tables, self.bounds), scales
+
+    def decode(self, levels: torch.Tensor, side: SideInformation, head: OutputHead) -> torch.Tensor:
+        """Hidden states float32 `[K, d]` from levels int16 `[K, d]`, on their device."""
+        return self.predict(side, head) + trellis.dequantise(levels) @ self.inverse
+
+    def compress(self, coded: Levels) -> bytes:
+        """The bytes of K positions: number of escapes, escapes, and the entropy coder's stream."""
+        levels = coded.levels.astype(np.int64)
+        bounds = self.bounds.numpy()[self.groups]
+        is_escaped = np.abs(levels) >= bounds
+        escapes = ((np.abs(levels) - bounds) // 2)[is_escaped].astype("<u2")
+        rows = table_rows(self.groups, coded.scales) + trellis.quantisers(torch.from_numpy(levels)).numpy()
+        symbols = np.clip(levels, -bounds, bounds) + MAX_MAGNITUDE
+        of_scales = np.full(len(levels), len(self.tables.frequencies) - 1)
+        steps: list[tuple[np.ndarray, np.ndarray]] = []
+        for turn in entropy.turns(len(levels)):
+            steps.append((of_scales[turn], coded.scales[turn].astype(np.int64)))
+            steps += zip(rows[turn].T, symbols[turn].T, strict=True)
+        header = np.array([len(escapes)], "<u4").tobytes()
+        return header + escapes.tobytes() + entropy.encode(steps, self.tables)
+
+    def decompress(self, data: bytes, num_positions: int) -> np.ndarray:
+        """Levels int16 `[K, d]` from their bytes.
+
+        Raises:
+            UserError: the bytes are not those of `num_positions` positions.
+        """
+        num_escapes = int(np.frombuffer(data, "<u4", 1)[0]) if len(data) >= 4 else 0
+        start = 4 + 2 * num_escapes
+        if len(data) < start:
+            raise entropy.damaged()
+        decoder = entropy.Decoder(data[start:], self.tables, num_lanes=entropy.num_lanes(num_positions))
+        levels = np.empty((num_positions, self.hidden_size), np.int64)
+        for turn in entropy.turns(num_positions):
+            levels[turn] = self._decode_turn(decoder, turn.stop - turn.start)
+        decoder.finish()
+        is_escaped = np.abs(levels) >= self.bounds.numpy()[self.groups]
+        escapes = np.frombuffer(data, "<u2", num_escapes, offset=4).astype(np.int64)
+        if np.count_nonzero(is_escaped) != num_escapes:
+            raise entropy.damaged()
+        levels[is_escaped] += np.sign(levels[is_escaped]) * 2 * escapes
+        return levels.astype(np.int16)
+
+    def _decode_turn(self, decoder: entropy.Decoder, num_lanes: int) -> np.ndarray:
+        """Levels `[n, d]` of one position in each of the first n lanes; the quantisers follow from their parities."""
+        scales = decoder.step(np.full(num_lanes, len(self.tables.frequencies) - 1))
+        rows = table_rows(self.groups, np.minimum(scales, NUM_SCALES - 1)).T.copy()
+        symbols = np.empty((self.hidden_size, num_lanes), np.int64)
+        quantiser, previous = np.zeros(num_lanes, np.int64), np.zeros(num_lanes, np.int64)
+        for component in range(self.hidden_size):
+            symbols[component] = decoder.step(rows[component] + quantiser)
+            quantiser, previous = (symbols[component] & 1) ^ previous, quantiser
+        return symbols.T - MAX_MAGNITUDE
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The statistics by name, for a file."""
+        return {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> "HiddenCode":
+        """From what `tensors` gave.
+
+        Raises:
+            UserError: something is missing or not what it should be.
+        """
+        missing = {field.name for field in fields(cls)} - set(tensors)
+        if missing:
+            raise UserError(f"codebook: {', '.join(sorted(missing))} missing")
+        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
+
+
+def num_groups_of(hidden_size: int) -> int:
+    return min(hidden_size, MAX_GROUPS)
+
+
+def groups_of(hidden_size: int) -> np.ndarray:
+    """int64 `[d]`: components in order of variance, dealt into groups of like size."""
+    return np.arange(hidden_size) * num_groups_of(hidden_size) // hidden_size
+
+
+def table_rows(groups: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """int64 `[K, d]`: the table of quantiser 0 for each level; the next is that of quantiser 1."""
+    return np.asarray((groups[None] * NUM_SCALES + scales[:, None].astype(np.int64)) * 2)
+
+
+def scale_classes(values: torch.Tensor, deviations: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """int64 `[K]`: how large the components `[K, d]` of each position are, all in all."""
+    return torch.bucketize((values.abs() / deviations).mean(dim=1), limits)
+
+
+def quantise(values: torch.Tensor, scales: torch.Tensor, tables: entropy.Tables, bounds: torch.Tensor) -> torch.Tensor:
+    """Levels int64 `[K, d]` of components `[K, d]` in half-steps."""
+    groups = groups_of(values.shape[1])
+    rows = torch.from_numpy(table_rows(groups, scales.cpu().numpy())).to(values.device)
+    costs = torch.from_numpy(tables.bits[:, MAX_MAGNITUDE:].copy()).to(values.device)
+    bound = bounds[torch.from_numpy(groups)].to(values.device)
+    return trellis.quantise(values, rows, costs, bound, weight=RATE_WEIGHT)
