@@ -74,11 +74,11 @@ class LabelCode:
             raise UserError("codebook: labels.rest_weights are not finite")
         if (self.limits < 0).any() or (self.limits >= integers.NUM_BUCKETS).any() or (self.frequencies < 0).any():
             raise UserError("codebook: labels.limits or labels.frequencies are out of range")
-        if ((self.frequencies == 0) & (np.arange(NUM_SYMBOLS) <= self.limits[:, None] + 1)).any():
-            raise UserError("codebook: labels.frequencies leave out a bucket within labels.limits")
         if self.top_k > vocab_size:
             raise UserError(f"codebook: top_k is {self.top_k}, the vocabulary has {vocab_size} tokens")
         _ = self._tables  # checks them
+        if ((self.frequencies == 0) & (np.arange(NUM_SYMBOLS) <= self.limits[:, None] + 1)).any():
+            raise UserError("codebook: labels.frequencies leave out a bucket within labels.limits")
 
     @property
     def vocab_size(self) -> int:
