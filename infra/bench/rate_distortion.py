@@ -39,17 +39,18 @@ from infra.bench.held_out import HELD_OUT_SEED
 from infra.bench.hidden_rivals import Float16, Int8, Quantiser, Replayed, Rotated
 from infra.bench.measure import FEW_POSITIONS, TEMPERATURES, Data, Measured, measure
 from infra.bench.ours import Bucket, PackedLabels, Transform
+from teacher_cache.format.spec import QUALITY_COSINES
 
 SEED = 0
 FIT_POSITIONS, QUICK_FIT_POSITIONS = 24_000, 16_000
 UNMASKED_POSITIONS = 2_048
-DEFAULT_TOP_K, DEFAULT_COSINE = 8, 0.9905
+DEFAULT_TOP_K, DEFAULT_COSINE = 8, QUALITY_COSINES["standard"]
 TRANSFORMS = (
-    *((cosine, DEFAULT_TOP_K) for cosine in (0.93, 0.95, 0.97, 0.98, 0.9905, 0.9945, 0.998, 0.9995, 0.9999, 0.99999)),
+    *((cosine, DEFAULT_TOP_K) for cosine in (0.93, 0.95, 0.97, *QUALITY_COSINES.values(), 0.9999, 0.99999)),
     *((DEFAULT_COSINE, top_k) for top_k in (4, 16, 64)),
 )
 """Mean cosine and top k."""
-QUICK_TRANSFORMS = ((0.95, 8), (DEFAULT_COSINE, 8), (0.9983, 8), (DEFAULT_COSINE, 64))
+QUICK_TRANSFORMS = ((0.95, 8), (DEFAULT_COSINE, 8), (QUALITY_COSINES["high"], 8), (DEFAULT_COSINE, 64))
 TOP_KS, QUICK_TOP_KS = (8, 16, 32, 64, 128), (8, 64, 128)
 DRAWS, QUICK_DRAWS = (25, 50, 100, 200), (50,)
 """The paper has 50."""

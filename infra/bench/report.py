@@ -227,6 +227,7 @@ def _panel(axes: "Axes", measured: Sequence[Measured], values: dict[str, float |
             axes.plot(sizes, errors, MARKERS[families.index(family) % len(MARKERS)], markersize=7, label=family)
     axes.set(xscale="log", yscale="log", title=title)
     axes.set_xticks([20, 50, 100, 200, 400, 800], ["20", "50", "100", "200", "400", "800"])
+    axes.set_xticks([], minor=True)
     axes.grid(which="both", alpha=0.25)
 
 

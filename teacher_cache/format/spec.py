@@ -90,7 +90,7 @@ class SoftLabelsConfig:
         return self
 
 
-QUALITY_COSINES = {"low": 0.98, "standard": 0.9905, "high": 0.9983, "highest": 0.9995}
+QUALITY_COSINES = {"low": 0.98, "standard": 0.9935, "high": 0.9985, "highest": 0.9995}
 """Mean cosine, on the sample that the codebook is made of, by name of quality."""
 
 
