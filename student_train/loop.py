@@ -352,9 +352,12 @@ def make_projection(model: PreTrainedModel, cache: Cache) -> nn.Linear | None:
 
 
 def run_digest(spec: StudentSpec, caches: list[Cache], num_views: int) -> str:
-    """Digest of all that decides what a run learns: its configuration, and the manifests that it reads."""
+    """Digest of all that decides what a run learns: its configuration, and the views that it reads.
+
+    Not their manifests: a repaired view is the same view.
+    """
     values = to_dict(spec)
     for name in ("caches", "output", "execution"):
         del values[name]
-    manifests = [[cache.manifest(view).sha256 for view in range(num_views)] for cache in caches]
-    return documents.digest_of({"spec": values, "manifests": manifests})
+    fingerprints = [cache.fingerprint for cache in caches]
+    return documents.digest_of({"spec": values, "caches": fingerprints, "num_views": num_views})

@@ -42,7 +42,7 @@ class Lane:
 class EpochOrder:
     """The order of one epoch over shards of given sizes."""
 
-    def __init__(self, shard_rows: Sequence[int], key: philox.Key) -> None:
+    def __init__(self, shard_rows: Sequence[int] | np.ndarray, key: philox.Key) -> None:
         self._key = key
         rows = np.asarray(shard_rows, dtype=np.int64)
         dealt = philox.permutation(philox.words(key, stream=STREAM_SHARDS, index=0, size=len(rows)))
@@ -93,7 +93,7 @@ class EpochOrder:
             first = window * WINDOW_SEQUENCES
             shuffled[inside] = first + self._window(lane.index, int(window))[offsets[inside] - first]
         place = np.searchsorted(lane.stops, shuffled, side="right")
-        starts = np.concatenate([[0], lane.stops])[place]
+        starts = np.where(place, lane.stops[place - 1], 0)  # a batch costs what it reads, however many shards there are
         return np.stack([lane.shards[place], shuffled - starts], axis=1)
 
     def _permuted_window(self, lane: int, window: int) -> np.ndarray:
@@ -104,9 +104,8 @@ class EpochOrder:
 
 def epoch_order(caches: Sequence[Cache], *, view: int, seed: int, epoch: int) -> EpochOrder:
     """The order of an epoch over all shards of one view of several caches, cache after cache."""
-    shards = [shard for cache in caches for shard in cache.manifest(view).shards]
     key = philox.key_of("order", *(cache.fingerprint for cache in caches), view, seed, epoch)
-    return EpochOrder([shard.num_sequences for shard in shards], key)
+    return EpochOrder(np.concatenate([cache.manifest(view).sizes for cache in caches]), key)
 
 
 def global_batches(
@@ -124,8 +123,8 @@ def global_batches(
 
     The ranks' parts of batch b together are the same global batch for any `num_ranks`; the last batch is short.
     """
-    sizes = [shard.num_sequences for shard in cache.manifest(view).shards]
-    firsts = np.concatenate([[0], np.cumsum(sizes)])
+    sizes = cache.manifest(view).sizes
+    firsts = np.cumsum(sizes) - sizes
     order = epoch_order([cache], view=view, seed=seed, epoch=epoch)
     for pairs in order.batches(batch_sequences, rank=rank, num_ranks=num_ranks, start_sequence=start_sequence):
         yield firsts[pairs[:, 0]] + pairs[:, 1]

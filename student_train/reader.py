@@ -23,7 +23,7 @@ class Reader:
         self._caches = caches
         self._view = view
         self._layers = tuple(layers)
-        self._shards = [(source, shard) for source, cache in enumerate(caches) for shard in cache.manifest(view).shards]
+        self._stops = np.cumsum([len(cache.manifest(view).shards) for cache in caches])
         self._open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
         self._blocks: dict[tuple[int, int], dict[int, Row]] = {}
 
@@ -50,5 +50,8 @@ class Reader:
         return taken
 
     def _open_shard(self, place: int) -> ShardReader:
-        source, shard = self._shards[place]
-        return self._caches[source].open_shard(shard, layers=self._layers, as_levels=True, source=source)
+        """By its place among the shards of all caches, cache after cache."""
+        source = int(np.searchsorted(self._stops, place, side="right"))
+        cache = self._caches[source]
+        shard = cache.manifest(self._view).shards[place - int(self._stops[source])]  # counted from their end
+        return cache.open_shard(shard, layers=self._layers, as_levels=True, source=source)

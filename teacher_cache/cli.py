@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from teacher_cache.config import ExecutionConfig
 from teacher_cache.fidelity import NUM_POSITIONS
 from teacher_cache.shell import command, settings
+
+EXECUTION_HELP = "how the work is done, as under `execution` in a configuration: num_workers=2"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +25,10 @@ def _parser() -> argparse.ArgumentParser:
     build = _add(commands, "build", "build a cache, or finish one")
     build.add_argument("config", metavar="CONFIG", help="YAML file of a cache")
     build.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example keep.unmasked=0.2 views=1")
+    extend = _add(commands, "extend", "add views to a cache, from what it holds itself")
+    extend.add_argument("url", metavar="URL", help="folder or s3:// URL of a cache")
+    extend.add_argument("--views", type=natural_number, required=True, help="how many there are to be")
+    extend.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=EXECUTION_HELP)
     for name, help_text in (
         ("info", "what a cache is and holds"),
         ("verify", "read everything and check every digest"),
@@ -29,9 +36,19 @@ def _parser() -> argparse.ArgumentParser:
         ("fidelity", "how true a cache is to its teacher, run anew on a sample"),
     ):
         _add(commands, name, help_text).add_argument("url", metavar="URL", help="folder or s3:// URL of a cache")
+    copy = _add(commands, "copy", "copy a cache's sealed views to another store, checked on both sides")
+    copy.add_argument("url", metavar="URL", help="folder or s3:// URL of a cache")
+    copy.add_argument("target", metavar="TARGET", help="where to; a copy that was cut short goes on")
+    gc = _add(commands, "gc", "list, or delete, what nothing in the cache refers to and is older than a day")
+    gc.add_argument("url", metavar="URL", help="folder or s3:// URL of a cache")
+    gc.add_argument("--delete", action="store_true", help="without it nothing is deleted")
     commands.choices["verify"].add_argument(
         "--teacher", action="store_true", help="run the teacher anew on a sample, and report the difference"
     )
+    commands.choices["verify"].add_argument(
+        "--repair", action="store_true", help="ask the teacher again about units that are damaged"
+    )
+    commands.choices["verify"].add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=EXECUTION_HELP)
     show = commands.choices["show"]
     show.add_argument("--view", type=natural_number, default=0)
     show.add_argument("--start", type=natural_number, default=0, help="first sequence id (default 0)")
@@ -76,11 +93,37 @@ def _info(options: argparse.Namespace) -> dict[str, Any]:
     return inspect.info(open_cache(options.url))
 
 
-def _verify(options: argparse.Namespace) -> dict[str, Any]:
-    from teacher_cache import inspect
-    from teacher_cache.format.cache import open_cache
+def _extend(options: argparse.Namespace) -> dict[str, Any]:
+    execution = settings.from_overrides(ExecutionConfig, options.overrides)
+    from teacher_cache.pipeline import extend
 
-    return asdict(inspect.verify(open_cache(options.url), ask_teacher=options.teacher))
+    return asdict(extend(options.url, views=options.views, execution=execution, progress=not options.json))
+
+
+def _verify(options: argparse.Namespace) -> dict[str, Any]:
+    execution = settings.from_overrides(ExecutionConfig, options.overrides)
+    if options.repair:
+        from teacher_cache.pipeline import repair
+
+        return asdict(repair(options.url, execution=execution, progress=not options.json))
+    from teacher_cache.format.cache import open_cache
+    from teacher_cache.verify import verify
+
+    return asdict(verify(open_cache(options.url), ask_teacher=options.teacher))
+
+
+def _copy(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache.format.cache import open_cache
+    from teacher_cache.upkeep.copies import copy
+
+    return asdict(copy(open_cache(options.url), options.target))
+
+
+def _gc(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache.format.cache import open_cache
+    from teacher_cache.upkeep.garbage import gc
+
+    return asdict(gc(open_cache(options.url), dry_run=not options.delete))
 
 
 def _show(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -111,6 +154,11 @@ def _render_info(result: dict[str, Any]) -> str:
     return "\n\n".join([command.pairs(head | result["notes"] | targets), *views])
 
 
+def _render_gc(result: dict[str, Any]) -> str:
+    head = command.pairs({name: value for name, value in result.items() if name != "objects"})
+    return "\n".join([head, *(f"  {key}" for key in result["objects"])])
+
+
 def _render_verification(result: dict[str, Any]) -> str:
     problems = "\n".join(f"  {problem}" for problem in result["problems"])
     head = command.pairs({name: value for name, value in result.items() if name != "problems"})
@@ -131,7 +179,10 @@ def _render_fidelity(result: dict[str, Any]) -> str:
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], command.Render]] = {
     "build": (_build, command.pairs),
+    "extend": (_extend, command.pairs),
     "info": (_info, _render_info),
+    "copy": (_copy, command.pairs),
+    "gc": (_gc, _render_gc),
     "verify": (_verify, _render_verification),
     "show": (_show, _render_rows),
     "fidelity": (_fidelity, _render_fidelity),

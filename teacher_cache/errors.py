@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""What ends a command before its work is done: the user's to mend, or the user's wish."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,11 @@ class UserError(ValueError):
 
     Command lines print it without a traceback and exit with status 2.
     """
+
+
+class StoreError(UserError):
+    """A store does not answer, or not to this user: nothing is known of what it holds."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, with a message that says what is kept and how to go on."""

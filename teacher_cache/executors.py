@@ -5,7 +5,7 @@ Items and results are small dictionaries; results come in any order.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ class Executor(Protocol):
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         """Calls a function once an item."""
 
-    def actors(self, items: Sequence[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
+    def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
         """Makes workers as `worker(on_gpu=…, **arguments)`, and calls one of them once an item."""
 
 
@@ -34,12 +34,14 @@ class InProcess:
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         yield from map(work, items)
 
-    def actors(self, items: Sequence[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
+    def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
         import torch
 
-        if items:
-            on_gpu = torch.cuda.is_available() and self._execution.gpus_per_worker != 0
-            yield from map(worker(on_gpu=on_gpu, **arguments), items)
+        on_gpu = torch.cuda.is_available() and self._execution.gpus_per_worker != 0
+        work = None
+        for item in items:
+            work = work or worker(on_gpu=on_gpu, **arguments)
+            yield work(item)
 
 
 class OnRay:
@@ -51,7 +53,7 @@ class OnRay:
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         yield from self._map(items, work, num_cpus=1)
 
-    def actors(self, items: Sequence[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
+    def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
         import ray
 
         workers = self._execution.num_workers

@@ -16,16 +16,22 @@ from tqdm import tqdm
 
 from teacher_cache.config import CacheSpec, ExecutionConfig
 from teacher_cache.corpus.files import CorpusFile, resolve
+from teacher_cache.corpus_workers import DescribeFile, TokeniseFile, tokeniser
 from teacher_cache.errors import UserError
 from teacher_cache.executors import Executor, Item, executor
 from teacher_cache.format import codebook, manifest, sequences, teacher_files, token_counts
 from teacher_cache.format import spec as spec_file
-from teacher_cache.format.manifest import Digests
+from teacher_cache.format.cache import open_cache
+from teacher_cache.format.refusal import refusing
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.spec import CorpusIdentity, FileIdentity, Identity, TeacherIdentity
 from teacher_cache.format.store import Store
+from teacher_cache.format.urls import redacted
 from teacher_cache.masking import rare_probabilities
-from teacher_cache.workers import CodebookWorker, DescribeFile, TokeniseFile, UnitWorker, tokeniser
+from teacher_cache.single_writer import writable
+from teacher_cache.verify import Verification, verify
+from teacher_cache.views import Built, Job, build_view, repair_view
+from teacher_cache.workers import CodebookWorker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +77,82 @@ def build(spec: CacheSpec, *, progress: bool = True) -> BuildSummary:
         is_tokenised = store.exists(sequences.MANIFEST_KEY)
         files = describe_files(corpus, workers, text_field=None if is_tokenised else spec.corpus.text_field)
         identity = identify(spec, files, teacher, tokenizer_digest)
+        store = resources.enter_context(writable(spec.cache))
         declare(store, identity, spec, files, folder)
         corpus_sequences = build_sequences(store, identity, files, workers, progress=progress)
-        make_codebook(store, identity, corpus_sequences, spec.execution, workers, progress=progress)
-        asked = time.perf_counter()
-        receipts: list[Item] = []
-        for view in range(spec.views):
-            receipts += build_view(store, identity, view, corpus_sequences, spec.execution, workers, progress=progress)
-        end = time.perf_counter()
-        return _summary(store, spec.views, corpus_sequences, receipts, seconds=end - start, asked_s=end - asked)
+        job = Job(
+            store=store,
+            identity=identity,
+            corpus=corpus_sequences,
+            execution=spec.execution,
+            workers=workers,
+            progress=progress,
+        )
+        make_codebook(job)
+        return _build_views(job, spec.views, start)
+
+
+def extend(url: str, *, views: int, execution: ExecutionConfig, progress: bool = True) -> BuildSummary:
+    """Builds a cache's missing views up to a number, from what it holds itself: neither corpus nor teacher is needed.
+
+    Raises:
+        UserError: there is no cache, or it was never tokenised; or units that the teacher could not do.
+    """
+    start = time.perf_counter()
+    with opened(url, execution, progress=progress) as job:
+        return _build_views(job, views, start)
+
+
+def repair(url: str, *, execution: ExecutionConfig, progress: bool = True) -> Verification:
+    """Verifies a cache, asks its teacher again about units that are damaged, and verifies once more.
+
+    A unit that comes back with the same bytes is healed where it lies; others get into a new generation of the view's
+    manifest. Who has the old one open keeps it.
+
+    Raises:
+        UserError: more than shards is damaged, or the teacher fails.
+    """
+    found = verify(open_cache(url))
+    if not found.bad_units:
+        return found
+    with opened(url, execution, progress=progress) as job:
+        for view in sorted({view for view, _ in found.bad_units}):
+            repair_view(job, view, [unit for bad, unit in found.bad_units if bad == view])
+    return verify(open_cache(url))
+
+
+@contextlib.contextmanager
+def opened(url: str, execution: ExecutionConfig, *, progress: bool) -> Iterator[Job]:
+    """A cache whose sequences and codebook are made, ready to be asked about.
+
+    Raises:
+        UserError: it is not so far.
+    """
+    cache = open_cache(url)
+    begun = f"{cache.url} is at its beginning; run `teacher-cache build` with its configuration first"
+    try:
+        corpus = Sequences(cache.store)
+    except FileNotFoundError:
+        raise UserError(begun) from None
+    if codebook.is_needed(cache.spec) and not codebook.exists(cache.store):
+        raise UserError(begun)
+    with executor(execution) as workers, writable(url) as store:
+        yield Job(
+            store=store,
+            identity=cache.spec,
+            corpus=corpus,
+            execution=execution,
+            workers=workers,
+            progress=progress,
+        )
+
+
+def _build_views(job: Job, num_views: int, start: float) -> BuildSummary:
+    """Builds views that are not sealed; `start` is when the call began."""
+    asked = time.perf_counter()
+    built = [build_view(job, view) for view in range(num_views)]
+    end = time.perf_counter()
+    return _summary(job, built, seconds=end - start, asked_s=end - asked)
 
 
 def prepare_teacher(spec: CacheSpec, folder: Path) -> tuple[TeacherIdentity, str]:
@@ -135,11 +208,24 @@ def identify(spec: CacheSpec, files: Sequence[CorpusFile], teacher: TeacherIdent
 def declare(store: Store, identity: Identity, cache: CacheSpec, files: Sequence[CorpusFile], folder: Path) -> None:
     """Writes spec and teacher into the store, or checks that the same are there."""
     notes = {
-        "corpus": [file.url for file in files],
-        "teacher": {"model": cache.teacher.model, "revision": cache.teacher.revision},
+        "corpus": [redacted(file.url) for file in files],
+        "teacher": {"model": redacted(cache.teacher.model), "revision": cache.teacher.revision},
     }
     spec_file.create_or_check(store, identity, notes)
-    teacher_files.put(store, folder)
+
+    def check(there: Path) -> None:
+        from teacher_cache import teacher as teachers
+
+        refusal = (
+            f"{store.url}/teacher holds files of another teacher, or damaged ones; delete it and run the build again"
+        )
+        with refusing(f"{store.url}/teacher", refusal):
+            tokenizer = teachers.load_teacher(str(there)).tokenizer
+            found = teachers.teacher_sha256(there), teachers.tokenizer_sha256(tokenizer)
+        if found != (identity.teacher.sha256, identity.corpus.tokenizer_sha256):
+            raise UserError(refusal)
+
+    teacher_files.put(store, folder, check=check)
 
 
 def build_sequences(
@@ -173,88 +259,22 @@ def _tokenise(
     return Sequences(store)
 
 
-def make_codebook(
-    store: Store,
-    identity: Identity,
-    corpus: Sequences,
-    execution: ExecutionConfig,
-    workers: Executor,
-    *,
-    progress: bool,
-) -> None:
+def make_codebook(job: Job) -> None:
     """Solves what must be known of the whole corpus before the first view: masking probabilities, codebook.
 
     Raises:
         UserError: the teacher's answers to the sample are of no use.
     """
-    if identity.masking.policy == "rare":
-        _count_tokens(store, identity, corpus)
-    if not codebook.is_needed(identity) or codebook.exists(store):
+    if job.identity.masking.policy == "rare":
+        _count_tokens(job.store, job.identity, job.corpus)
+    if not codebook.is_needed(job.identity) or codebook.exists(job.store):
         return
     from teacher_cache.codebooks import sample_ids
 
-    ids = sample_ids(identity, num_sequences=corpus.num_sequences, num_tokens=corpus.num_tokens)
-    results = _checked(workers.actors([{"ids": ids}], CodebookWorker, _worker_arguments(store, execution)))
-    for _ in tqdm(results, f"codebook of {len(ids):,} sequences", 1, unit="", disable=not progress):
+    ids = sample_ids(job.identity, num_sequences=job.corpus.num_sequences, num_tokens=job.corpus.num_tokens)
+    results = _checked(job.workers.actors([{"ids": ids}], CodebookWorker, job.worker_arguments))
+    for _ in tqdm(results, f"codebook of {len(ids):,} sequences", 1, unit="", disable=not job.progress):
         pass
-
-
-def _worker_arguments(store: Store, execution: ExecutionConfig) -> dict[str, Any]:
-    return {"url": store.url, "batch_tokens": execution.batch_tokens, "num_threads": execution.cpus_per_worker}
-
-
-def build_view(
-    store: Store,
-    identity: Identity,
-    view: int,
-    corpus: Sequences,
-    execution: ExecutionConfig,
-    workers: Executor,
-    *,
-    progress: bool,
-) -> list[Item]:
-    """Builds the units of a view that are not committed yet, and seals it; receipts of the units built.
-
-    Raises:
-        UserError: some units failed; all others are committed.
-    """
-    num_units = -(-corpus.num_sequences // identity.unit_sequences)
-    if manifest.newest_generation(store, view) is not None:
-        return []
-    done = manifest.committed_units(store, view)
-    pending = [unit for unit in range(num_units) if unit not in done]
-    units = [{"view": view, "unit": unit} for unit in pending]
-    receipts, num_bytes = [], 0
-    with tqdm(
-        desc=f"view {view}",
-        unit=" tokens",
-        unit_scale=True,
-        disable=not progress,
-        total=corpus.num_tokens,
-        # Units hold like numbers of tokens, so those done before are shown by their share.
-        initial=corpus.num_tokens * (num_units - len(pending)) // num_units,
-    ) as bar:
-        for receipt in workers.actors(units, UnitWorker, _worker_arguments(store, execution)):
-            receipts.append(receipt)
-            num_bytes += receipt["num_bytes"]
-            bar.update(receipt["num_tokens"])
-            bar.set_postfix_str(f"{num_bytes / 2**20:.1f} MiB written")
-    failed = [receipt for receipt in receipts if receipt["error"]]
-    if failed:
-        causes = "\n".join(f"  unit {receipt['unit']}: {receipt['error']}" for receipt in failed[:5])
-        raise UserError(
-            f"{len(failed)} of {num_units} units of view {view} failed, all others are committed:\n{causes}\n"
-            "mend the cause and run the build again: it does only these"
-        )
-    digests = Digests(
-        spec=spec_file.digest(store),
-        teacher=teacher_files.digest(store),
-        sequences=corpus.sha256,
-        codebook=codebook.digest(store) if codebook.is_needed(identity) else None,
-        token_counts=token_counts.digest(store) if identity.masking.policy == "rare" else None,
-    )
-    manifest.seal(store, view=view, num_units=num_units, fingerprint=identity.fingerprint, digests=digests)
-    return receipts
 
 
 def _count_tokens(store: Store, identity: Identity, corpus: Sequences) -> None:
@@ -284,28 +304,20 @@ def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in (*names, "error")}
 
 
-def _summary(
-    store: Store,
-    num_views: int,
-    corpus: Sequences,
-    receipts: Sequence[Item],
-    *,
-    seconds: float,
-    asked_s: float,
-) -> BuildSummary:
-    shards = [shard for view in range(num_views) for shard in manifest.read(store, view).shards]
-    num_bytes, num_kept = sum(shard.num_bytes for shard in shards), sum(shard.num_kept for shard in shards)
+def _summary(job: Job, built: Sequence[Built], *, seconds: float, asked_s: float) -> BuildSummary:
+    views, num_tokens = [manifest.read(job.store, view) for view in range(len(built))], job.corpus.num_tokens
+    num_bytes, num_kept = sum(view.num_bytes for view in views), sum(view.num_kept for view in views)
     return BuildSummary(
-        cache=store.url,
-        fingerprint=corpus.fingerprint,
-        num_views=num_views,
-        num_sequences=corpus.num_sequences,
-        num_tokens=corpus.num_tokens,
-        num_units_built=len(receipts),
+        cache=job.store.url,
+        fingerprint=job.identity.fingerprint,
+        num_views=len(built),
+        num_sequences=job.corpus.num_sequences,
+        num_tokens=num_tokens,
+        num_units_built=sum(view.num_units for view in built),
         num_kept=num_kept,
         num_bytes=num_bytes,
-        bytes_per_token=num_bytes / (corpus.num_tokens * num_views),
+        bytes_per_token=num_bytes / (num_tokens * len(built)),
         bytes_per_kept_position=num_bytes / max(num_kept, 1),
         seconds=seconds,
-        tokens_per_s=sum(receipt["num_tokens"] for receipt in receipts) / asked_s,
+        tokens_per_s=sum(view.num_tokens for view in built) / asked_s,
     )

@@ -1,98 +1,43 @@
-"""What runs on Ray workers: corpus files described and tokenised, units asked of the teacher.
+"""What runs on Ray workers with a teacher: the codebook made, units asked.
 
 Each call takes and gives back a small dictionary. What goes wrong comes back as `error`, because an exception would
 stop the whole dataset.
 """
 
+import contextlib
 import logging
-from dataclasses import asdict
-from functools import cached_property, lru_cache
-from itertools import islice
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from teacher_cache.corpus.documents import pieces
-from teacher_cache.corpus.files import describe
-from teacher_cache.corpus.sequences import sequences as tokenise
+from pydantic import TypeAdapter
+
 from teacher_cache.errors import UserError
-from teacher_cache.format import manifest, sequences, token_counts
+from teacher_cache.format import attempts, manifest, token_counts
 from teacher_cache.format.cache import open_cache
 from teacher_cache.format.manifest import Shard
-from teacher_cache.format.objects import ObjectRef
-from teacher_cache.format.sequences import Sequences, TokenisedFile
-from teacher_cache.format.spec import Identity
-from teacher_cache.format.store import Store
+from teacher_cache.format.sequences import Sequences
 
-if TYPE_CHECKING:  # torch is loaded only by teachers' workers
+if TYPE_CHECKING:  # torch is loaded only by who asks a teacher
     from teacher_cache.format.coder import Coder
 
 
-class DescribeFile:
-    """A Ray task: size and digest of one corpus file, and whether it holds text.
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What became of a unit."""
 
-    With `text_field` it reads every document too, so that what cannot be read is known before anything is written.
-    """
+    unit: int
+    shard_json: str = ""
+    """Empty where there is none."""
+    is_new: bool = False
+    """Computed by this call."""
+    error: str = ""
+    is_fatal: bool = False
+    """No fault of the unit: every other one would meet it."""
 
-    def __init__(self, text_field: str | None) -> None:
-        self._text_field = text_field
-
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        url, format = str(item["url"]), str(item["format"])
-        try:
-            described = describe(url, format)
-            has_text = self._text_field is None or self._has_text(url, format, self._text_field)
-        except UserError as error:
-            return {"file": item["file"], "error": str(error)}
-        return {"file": item["file"], "error": "", "has_text": has_text, **asdict(described)}
-
-    def _has_text(self, url: str, format: str, text_field: str) -> bool:
-        return sum(1 for _ in pieces(url, format=format, text_field=text_field)) > 0
-
-
-class TokeniseFile:
-    """A Ray task: one corpus file becomes parts and a commit. A user's mistake comes back as its message."""
-
-    def __init__(self, url: str, fingerprint: str) -> None:
-        self._url, self._fingerprint = url, fingerprint
-
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        try:
-            self._tokenise(item)
-        except UserError as error:
-            return {"file": item["file"], "error": str(error)}
-        return {"file": item["file"], "error": ""}
-
-    def _tokenise(self, item: dict[str, Any]) -> None:
-        store, identity, tokenizer = tokeniser(self._url, self._fingerprint)
-        file = int(item["file"])
-        stream = tokenise(
-            str(item["url"]),
-            format=str(item["format"]),
-            text_field=identity.corpus.text_field,
-            tokenizer=tokenizer,
-            sequence_length=identity.corpus.sequence_length,
-            packing=identity.corpus.packing,
-        )
-        parts: list[tuple[ObjectRef, int, int]] = []
-        num_documents = 0
-        while batch := list(islice(stream, sequences.PART_SEQUENCES)):
-            places = [sequence.document for sequence in batch]
-            parts.append(
-                sequences.write_part(store, file, len(parts), [sequence.input_ids for sequence in batch], places)
-            )
-            num_documents = places[-1] + 1
-        sequences.commit_file(store, file, TokenisedFile(parts=tuple(parts), num_documents=num_documents))
-
-
-@lru_cache(maxsize=4)
-def tokeniser(url: str, fingerprint: str) -> tuple[Store, Identity, Any]:
-    """Once per worker process and cache, not per file.
-
-    A process may outlive a cache: under one URL another may be built, which the fingerprint tells apart.
-    """
-    from transformers import AutoTokenizer
-
-    cache = open_cache(url)
-    return cache.store, cache.spec, AutoTokenizer.from_pretrained(cache.teacher.folder)
+    @property
+    def shard(self) -> Shard:
+        return TypeAdapter(Shard).validate_json(self.shard_json)
 
 
 class _TeacherWorker:
@@ -117,8 +62,8 @@ class _TeacherWorker:
             "vocabulary": vocabulary_of(loaded.tokenizer, mask_probability),
             "pad_id": loaded.tokenizer.pad_token_id,
             "identity": self._identity,
-            "batch_tokens": batch_tokens,
         }
+        self._batch_tokens = batch_tokens
 
 
 class CodebookWorker(_TeacherWorker):
@@ -139,43 +84,100 @@ class CodebookWorker(_TeacherWorker):
             [next(self._sequences.read(sequence, sequence + 1)) for sequence in ids],
             head=self._cache.head.to(self._device),
             num_layers=self._cache.teacher.num_layers,
+            batch_tokens=self._batch_tokens,
             **self._asking,
         )
         codebook.create(self._store, made)
 
 
 class UnitWorker(_TeacherWorker):
-    """Asks the teacher unit by unit, and commits what it said."""
+    """Asks the teacher unit by unit, and commits what it said unless the driver does.
+
+    A unit that the teacher cannot do is tried again with a quarter of the micro-batch, and given up after
+    `attempts.MAX_ATTEMPTS`. Whatever else goes wrong, as with the store, would go wrong with every unit: it is fatal.
+    """
+
+    def __init__(self, *, run: str, commits: bool, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._run, self._commits = run, commits
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         view, unit = int(item["view"]), int(item["unit"])
         try:
-            shard, error = self._build(view, unit), ""
+            return asdict(self._repair(view, unit) if item["repair"] else self._commit(view, unit))
         except Exception as failure:
-            shard, error = None, _told(failure, f"unit {unit} of view {view} failed")
-        return {
-            "unit": unit,
-            "error": error,
-            "num_tokens": shard.num_tokens if shard else 0,
-            "num_bytes": shard.num_bytes if shard else 0,
-        }
+            return asdict(Receipt(unit=unit, error=_told(failure, f"unit {unit} of view {view} failed"), is_fatal=True))
 
-    def _build(self, view: int, unit: int) -> Shard:
-        from teacher_cache.format.shard import put_shard
+    def _commit(self, view: int, unit: int) -> Receipt:
+        with contextlib.suppress(FileNotFoundError):  # by another builder, or by an actor that died before it told
+            there = manifest.read_commit(self._store, view, unit, self._identity.fingerprint)
+            return Receipt(unit=unit, shard_json=_to_json(there))
+        shard = self._attempt(view, unit)
+        if shard is None:
+            return Receipt(unit=unit, error="given up")
+        if self._commits:
+            shard = manifest.commit(self._store, view, shard, self._identity.fingerprint)
+            attempts.withdraw(self._store, view, unit=unit)
+        return Receipt(unit=unit, shard_json=_to_json(shard), is_new=True)
+
+    def _repair(self, view: int, unit: int) -> Receipt:
+        try:
+            shard = self._build(view, unit, self._batch_tokens)
+            return Receipt(unit=unit, shard_json=_to_json(shard), is_new=True)
+        except _UnitError as failure:
+            return Receipt(unit=unit, error=_told(failure.cause, f"unit {unit} of view {view} failed"))
+
+    def _attempt(self, view: int, unit: int) -> Shard | None:
+        """The unit's shard; None where it has had its attempts."""
+        while (num_before := len(attempts.marks(self._store, view).get(unit, []))) < attempts.MAX_ATTEMPTS:
+            mark = attempts.begin(self._store, view=view, unit=unit, run=self._run)
+            try:
+                return self._build(view, unit, max(1, self._batch_tokens // 4**num_before))
+            except _UnitError as failure:
+                attempts.fail(self._store, mark, _told(failure.cause, f"unit {unit} of view {view} failed"))
+        return None
+
+    def _build(self, view: int, unit: int, batch_tokens: int) -> Shard:
+        from teacher_cache.format.shard import encode_unit, put_shard
         from teacher_cache.units import compute_unit
 
         size = self._identity.unit_sequences
-        stored = list(self._sequences.read(unit * size, (unit + 1) * size))
-        rows = compute_unit(stored, view, **self._asking)
-        shard = put_shard(self._store, rows, self._identity, self._coder, view=view, unit=unit)
-        return manifest.commit(self._store, view, shard, self._identity.fingerprint)
+        stored, coder = list(self._sequences.read(unit * size, (unit + 1) * size)), self._coder
+        try:
+            rows = compute_unit(stored, view, batch_tokens=batch_tokens, **self._asking)
+            encoded = encode_unit(rows, self._identity, coder, view=view, unit=unit)
+        except Exception as failure:
+            _free_memory()
+            raise _UnitError(failure) from None
+        return put_shard(self._store, rows, encoded, view=view, unit=unit)
 
     @cached_property
     def _coder(self) -> "Coder":
         return self._cache.coder.to(self._device)
 
 
+class _UnitError(Exception):
+    """What the teacher or a code threw at one unit."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def _free_memory() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _to_json(shard: Shard) -> str:
+    return TypeAdapter(Shard).dump_json(shard).decode()
+
+
 def _told(failure: Exception, what: str) -> str:
-    """The message of a failure, for a receipt: an exception would stop the whole dataset."""
-    logging.getLogger(__name__).exception(what, exc_info=failure)
-    return str(failure) if isinstance(failure, UserError) else f"{type(failure).__name__}: {failure}"
+    """The message of a failure; what is no user's to mend is logged where it happened."""
+    if isinstance(failure, UserError):
+        return str(failure)
+    logging.getLogger(__name__).error(what, exc_info=failure)
+    return f"{type(failure).__name__}: {failure}"

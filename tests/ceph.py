@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -11,11 +12,13 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.s3 import Account
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "ceph-authtool", "monmaptool", "setpriv")
+USER = "test"
 DEADLINE_S = 120
 """For each of the three daemons to answer."""
 
@@ -69,12 +72,46 @@ _CAPABILITIES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """A running gateway with one user."""
+
+    account: Account
+    config: Path
+    process: int
+    """Of the gateway itself."""
+
+    def admin(self, *arguments: str) -> str:
+        """Runs `radosgw-admin`; what it prints."""
+        return _run("radosgw-admin", "-c", str(self.config), "-n", "client.rgw", *arguments)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stands still meanwhile: connections stay, and nothing is answered."""
+        os.kill(self.process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.process, signal.SIGCONT)
+
+    @contextmanager
+    def quota(self, *, max_objects: int) -> Iterator[None]:
+        """A bound on the objects of each bucket."""
+        scope = ("--quota-scope=bucket", f"--uid={USER}")
+        self.admin("quota", "set", *scope, f"--max-objects={max_objects}")
+        self.admin("quota", "enable", *scope)
+        try:
+            yield
+        finally:
+            self.admin("quota", "disable", *scope)
+
+
 def missing_programs() -> list[str]:
     return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
 @contextmanager
-def gateway(folder: Path) -> Iterator[Account]:
+def gateway(folder: Path) -> Iterator[Gateway]:
     """A gateway on a free port, with one user; the daemons are killed at the end: nothing is worth a shutdown."""
     mon_port, port, fsid = _free_port(), _free_port(), uuid.uuid4()
     for name in ("mon", "osd", "rgw"):
@@ -87,7 +124,7 @@ def gateway(folder: Path) -> Iterator[Account]:
 
     with ExitStack() as daemons:
 
-        def start(program: str, *arguments: str, ready: Callable[[], bool]) -> None:
+        def start(program: str, *arguments: str, ready: Callable[[], bool]) -> int:
             daemon = subprocess.Popen(
                 # Dies with this process, however that ends.
                 ["setpriv", "--pdeathsig", "KILL", program, "-c", str(config), *arguments, "-f"],
@@ -97,6 +134,7 @@ def gateway(folder: Path) -> Iterator[Account]:
             daemons.callback(daemon.wait)
             daemons.callback(daemon.kill)
             _wait_for(ready, daemon, f"{program}, see its log in {folder}")
+            return daemon.pid
 
         _make_keyring(folder / "keyring")
         monmap = str(folder / "monmap")
@@ -111,10 +149,11 @@ def gateway(folder: Path) -> Iterator[Account]:
         start("ceph-osd", "-i", "0", ready=lambda: "1 up" in run("ceph", "osd", "stat"))
 
         account = Account(endpoint=f"http://127.0.0.1:{port}", key=secrets.token_hex(8), secret=secrets.token_hex(16))
-        start("radosgw", "-n", "client.rgw", ready=lambda: _answers(account.endpoint))
-        user = ["--uid=test", "--display-name=test", f"--access-key={account.key}", f"--secret-key={account.secret}"]
-        run("radosgw-admin", "-n", "client.rgw", "user", "create", *user)
-        yield account
+        process = start("radosgw", "-n", "client.rgw", ready=lambda: _answers(account.endpoint))
+        running = Gateway(account=account, config=config, process=process)
+        keys = [f"--access-key={account.key}", f"--secret-key={account.secret}"]
+        running.admin("user", "create", f"--uid={USER}", "--display-name=test", *keys)
+        yield running
 
 
 def _run(*command: str) -> str:

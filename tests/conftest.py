@@ -53,12 +53,18 @@ def s3(moto_account: s3_server.Account, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def ceph_account() -> Iterator[s3_server.Account]:
+def ceph_gateway() -> Iterator[ceph_server.Gateway]:
     """A real Ceph gateway, started once."""
     if missing := ceph_server.missing_programs():
         pytest.skip(f"needs Ceph: {', '.join(missing)} not found; apt-get install radosgw ceph-mon ceph-osd")
-    with tempfile.TemporaryDirectory() as folder, ceph_server.gateway(Path(folder)) as account:
-        yield account
+    with tempfile.TemporaryDirectory() as folder, ceph_server.gateway(Path(folder)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def ceph_account(ceph_gateway: ceph_server.Gateway) -> s3_server.Account:
+    """Where the Ceph gateway listens."""
+    return ceph_gateway.account
 
 
 @pytest.fixture

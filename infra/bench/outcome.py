@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from infra.bench import rivals
-from infra.bench.answers import Answers, Teacher, read_text, spread
-from infra.bench.contenders import Codec, Encoded
-from infra.bench.gradients import DenseRows
+from infra.bench.codes import rivals
+from infra.bench.codes.answers import Answers, Teacher, read_text, spread
+from infra.bench.codes.contenders import Codec, Encoded
+from infra.bench.codes.gradients import DenseRows
+from infra.bench.codes.hidden_rivals import Int8, Replayed
+from infra.bench.codes.ours import PackedLabels, Transform
+from infra.bench.codes.teaching import Examination, Lesson, examine, teach
 from infra.bench.held_out import HELD_OUT_SEED
-from infra.bench.hidden_rivals import Int8, Replayed
-from infra.bench.ours import PackedLabels, Transform
 from infra.bench.rate_distortion import DEFAULT_COSINE, DEFAULT_TOP_K, FIT_POSITIONS, fit_sample, machine, versions
-from infra.bench.teaching import Examination, Lesson, examine, teach
 from teacher_cache.targets.heads import OutputHead, head_logits
 
 FIRST_SEED = 100

@@ -23,8 +23,8 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from infra.bench import report, rivals
-from infra.bench.answers import (
+from infra.bench.codes import report, rivals
+from infra.bench.codes.answers import (
     SEQUENCE_LENGTH,
     Answers,
     States,
@@ -34,11 +34,11 @@ from infra.bench.answers import (
     read_text,
     spread,
 )
-from infra.bench.contenders import Codec
+from infra.bench.codes.contenders import Codec
+from infra.bench.codes.hidden_rivals import Float16, Int8, Quantiser, Replayed, Rotated
+from infra.bench.codes.measure import FEW_POSITIONS, TEMPERATURES, Data, Measured, measure
+from infra.bench.codes.ours import Bucket, PackedLabels, Transform
 from infra.bench.held_out import HELD_OUT_SEED
-from infra.bench.hidden_rivals import Float16, Int8, Quantiser, Replayed, Rotated
-from infra.bench.measure import FEW_POSITIONS, TEMPERATURES, Data, Measured, measure
-from infra.bench.ours import Bucket, PackedLabels, Transform
 from teacher_cache.format.spec import QUALITY_COSINES
 
 SEED = 0

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from teacher_cache.errors import UserError
-from teacher_cache.format import manifest, spec, teacher_files
+from teacher_cache.format import manifest, parquet, spec, teacher_files
 from teacher_cache.format.manifest import Manifest, Shard
+from teacher_cache.format.refusal import refusing
 from teacher_cache.format.row import Row
+from teacher_cache.format.shard_list import Shards
+from teacher_cache.format.spec import Identity
 from teacher_cache.format.store import Store
 from teacher_cache.format.teacher_files import SavedTeacher
 
@@ -58,7 +61,9 @@ class Cache:
             UserError: the view is not sealed.
         """
         if view not in self._manifests:
-            read = manifest.read(self.store, view)
+            with refusing(f"{self.url}: the manifest of view {view}", parquet.LIST_REMEDY):
+                read = manifest.read(self.store, view)
+                _check_counts(read.shards, self.spec)
             if read.fingerprint != self.fingerprint:
                 raise UserError(
                     f"{self.url}: the manifest of view {view} belongs to another cache ({read.fingerprint})"
@@ -77,7 +82,8 @@ class Cache:
 
         wanted = self.spec.hidden.stored_layers if layers is None else tuple(layers)
         hidden = shard.hidden.fetch(self.store) if shard.hidden and wanted else None
-        return ShardReader(
+        keys = shard.labels.key, shard.hidden.key if shard.hidden else ""
+        reader = ShardReader(
             shard.labels.fetch(self.store),
             hidden,
             self.spec,
@@ -85,7 +91,15 @@ class Cache:
             layers=wanted,
             as_levels=as_levels,
             source=source,
+            names=(f"{self.url}/{keys[0]}", f"{self.url}/{keys[1]}"),
+            remedy=f"run `teacher-cache verify {self.url}`",
         )
+        if reader.num_sequences != shard.num_sequences:
+            raise UserError(
+                f"{self.url}/{keys[0]} holds {reader.num_sequences:,} sequences, its manifest says "
+                f"{shard.num_sequences:,}; run `teacher-cache verify {self.url}`"
+            )
+        return reader
 
     def rows(self, view: int = 0, start: int = 0, stop: int | None = None) -> Iterator[Row]:
         """Decoded rows of sequences `start` to `stop` (excluded; None: all), in the order of their ids."""
@@ -151,3 +165,24 @@ class Cache:
     def head(self) -> "OutputHead":
         """The teacher's output head, float32 on CPU; no other part of the teacher is loaded."""
         return self.teacher.read_head()
+
+
+def _check_counts(shards: Shards, identity: Identity) -> None:
+    """Whether the shards of a view can be the spec's: readers plan by their counts before they see one.
+
+    Raises:
+        UserError: names the first that cannot.
+    """
+    counts = shards.columns
+    limits = {
+        "num_sequences": (1, identity.unit_sequences),
+        "num_tokens": (counts["num_sequences"], counts["num_sequences"] * identity.corpus.sequence_length),
+        "num_labels": (0, counts["num_tokens"]),
+        "num_kept": (0, counts["num_tokens"]),
+    }
+    for name, (least, most) in limits.items():
+        bad = np.flatnonzero((counts[name] < least) | (counts[name] > most))
+        if len(bad):
+            raise UserError(f"unit {bad[0]} has {name} {counts[name][bad[0]]:,}, which the spec does not allow")
+    if shards.has_hidden != bool(identity.hidden.stored_layers):
+        raise UserError(f"it lists hidden states: {shards.has_hidden}, the spec's layers: {identity.hidden.layers}")

@@ -7,19 +7,21 @@ cache's, and every shard and manifest names its digest.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from teacher_cache.errors import UserError
-from teacher_cache.format import documents
+from teacher_cache.format import documents, tensors
+from teacher_cache.format.refusal import refusing
 from teacher_cache.format.spec import Identity
 from teacher_cache.format.store import Store
 
 if TYPE_CHECKING:  # torch is loaded only by who makes or reads a codebook
-    import torch
-
     from teacher_cache.targets.hidden_code import HiddenCode
     from teacher_cache.targets.label_code import LabelCode
 
 KEY = "codebook.safetensors"
 MAX_BYTES = 2**30
+REMEDY = "restore it from a copy, or build the cache anew at another URL: shards can be read with no other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +46,12 @@ def exists(store: Store) -> bool:
 
 def create(store: Store, codebook: Codebook) -> None:
     """Puts a codebook unless one is there: the first wins."""
-    import safetensors.torch
-    import torch
-
-    tensors: dict[str, torch.Tensor] = {}
+    named: dict[str, np.ndarray] = {}
     if codebook.labels:
-        labels = codebook.labels.tensors()
-        tensors |= {f"labels.{name}": torch.from_numpy(value) for name, value in labels.items()}
+        named |= {f"labels.{name}": value for name, value in codebook.labels.tensors().items()}
     for layer, code in codebook.hidden.items():
-        tensors |= {f"hidden.{layer}.{name}": value for name, value in code.tensors().items()}
-    store.create(KEY, safetensors.torch.save(tensors))
+        named |= {f"hidden.{layer}.{name}": value.numpy() for name, value in code.tensors().items()}
+    store.create(KEY, tensors.save(named))
 
 
 def read(store: Store, identity: Identity, *, vocab_size: int) -> Codebook:
@@ -64,37 +62,33 @@ def read(store: Store, identity: Identity, *, vocab_size: int) -> Codebook:
     """
     if not is_needed(identity):
         return Codebook()
-    import safetensors.torch
-
-    name = f"{store.url}/{KEY}"
     data = _data(store)
-    try:
-        tensors = safetensors.torch.load(data)
-        labels, hidden = _codes(tensors, identity, vocab_size)
-    except UserError as error:
-        raise UserError(f"{name} is refused: {error}") from None
-    except (safetensors.SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{name} is damaged: {reason}") from None
-    return Codebook(labels=labels, hidden=hidden, sha256=documents.sha256(data))
+    with refusing(f"{store.url}/{KEY}", REMEDY):
+        labels, hidden = _codes(tensors.load(data), identity, vocab_size)
+        return Codebook(labels=labels, hidden=hidden, sha256=documents.sha256(data))
 
 
 def _codes(
-    tensors: "dict[str, torch.Tensor]", identity: Identity, vocab_size: int
+    named: dict[str, np.ndarray], identity: Identity, vocab_size: int
 ) -> "tuple[LabelCode | None, dict[int, HiddenCode]]":
+    import torch
+
     from teacher_cache.targets.hidden_code import HiddenCode
     from teacher_cache.targets.label_code import LabelCode
 
     labels = None
     if identity.soft_labels.code == "packed":
         labels = LabelCode.from_tensors(
-            {name: value.numpy() for name, value in _below(tensors, "labels.").items()},
+            _below(named, "labels."),
             top_k=identity.soft_labels.top_k,
             temperatures=identity.soft_labels.temperatures,
             vocab_size=vocab_size,
         )
     coded_layers = identity.hidden.stored_layers if identity.hidden.code == "transform" else ()
-    hidden = {layer: HiddenCode.from_tensors(_below(tensors, f"hidden.{layer}.")) for layer in coded_layers}
+    hidden = {}
+    for layer in coded_layers:
+        values = _below(named, f"hidden.{layer}.")
+        hidden[layer] = HiddenCode.from_tensors({name: torch.from_numpy(value) for name, value in values.items()})
     return labels, hidden
 
 
@@ -114,5 +108,5 @@ def _data(store: Store) -> bytes:
         raise UserError(f"{store.url} has no {KEY}; run `teacher-cache build` again") from None
 
 
-def _below(tensors: "dict[str, torch.Tensor]", prefix: str) -> "dict[str, torch.Tensor]":
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _below(named: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}

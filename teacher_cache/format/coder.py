@@ -40,6 +40,13 @@ class Coder:
                 found = tuple(code.predictor.shape)
                 raise UserError(f"codebook: hidden.{layer}.predictor has shape {found}, the teacher's makes it {sizes}")
 
+    @property
+    def vocab_size(self) -> int | None:
+        """Of the tokens that codes are made for; None where nothing is coded."""
+        if self.codebook.labels is not None:
+            return self.codebook.labels.vocab_size
+        return self.head.decoder_weight.shape[0] if self.head is not None else None
+
     def to(self, device: torch.device) -> "Coder":
         """With everything that computes on `device`."""
         hidden = {layer: code.to(device) for layer, code in self.codebook.hidden.items()}

@@ -11,6 +11,8 @@ from teacher_cache.errors import UserError
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
 """No JSON document of a cache may be larger: bounds memory before anything is parsed."""
+MAX_DOCUMENT_VALUES = 2**22
+"""Bounds what a document's bytes become: an empty list is 2 bytes, and 64 in memory."""
 
 
 def sha256(data: bytes | memoryview) -> str:
@@ -33,18 +35,29 @@ def dump(payload: Mapping[str, Any]) -> bytes:
     return canonical({**payload, "sha256": digest_of(dict(payload))})
 
 
-def parse(data: bytes, *, name: str) -> dict[str, Any]:
+def parse(data: bytes, *, name: str, remedy: str = "move it away and run the same command again") -> dict[str, Any]:
     """The document without its digest.
 
     Raises:
-        UserError: `data` is no JSON object, or its digest does not match.
+        UserError: `data` is no JSON object in canonical form, or its digest does not match.
     """
+    num_values = sum(map(data.count, (b",", b"[", b"{")))
+    if num_values > MAX_DOCUMENT_VALUES:
+        raise UserError(
+            f"{name} is refused: it has {num_values:,} values, the most are {MAX_DOCUMENT_VALUES:,}; {remedy}"
+        )
     try:
         document = json.loads(data)
+        # Whatever else it says, as a key twice, is not what its writer meant.
+        is_canonical = canonical(document) == data
         claimed = document.pop("sha256")
         found = digest_of(document)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{name} is not a document of a teacher cache (no JSON object with a digest)") from None
+        raise UserError(
+            f"{name} is not a document of a teacher cache (no JSON object with a digest); {remedy}"
+        ) from None
     if claimed != found:
-        raise UserError(f"{name} is damaged: its content does not match its own SHA-256")
+        raise UserError(f"{name} is damaged: its content does not match its own SHA-256; {remedy}")
+    if not is_canonical:
+        raise UserError(f"{name} is damaged: it is not in canonical form (RFC 8785); {remedy}")
     return dict(document)

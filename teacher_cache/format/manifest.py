@@ -2,36 +2,24 @@
 
 import dataclasses
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents, parquet
 from teacher_cache.format.objects import ObjectRef
+from teacher_cache.format.parallel import in_blocks
+from teacher_cache.format.refusal import refusing
+from teacher_cache.format.shard_list import COUNTS, Shard, Shards, check_columns, check_shard, columns_of
 from teacher_cache.format.store import Store
 
+__all__ = ["Digests", "Manifest", "Shard", "Shards"]
+
 MAX_MANIFEST_BYTES = 2**31
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """What a unit became."""
-
-    unit: int
-    labels: ObjectRef
-    hidden: ObjectRef | None
-    num_sequences: int
-    num_tokens: int
-    """Non-pad positions, [CLS] and [SEP] included: the denominator of the soft-label and cosine losses."""
-    num_labels: int
-    """Masked positions: the denominator of the masked-LM loss."""
-    num_kept: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.labels.num_bytes + (self.hidden.num_bytes if self.hidden else 0)
+COMMIT_REMEDY = "move it away and run `teacher-cache build` again, which asks the teacher about its unit anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +37,47 @@ class Digests:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A sealed view: its shards by unit."""
+    """A sealed view: its shards by unit, and totals over all of them."""
 
     fingerprint: str
     view: int
     generation: int
     digests: Digests
-    shards: tuple[Shard, ...]
+    shards: Shards
     sha256: str
 
     @property
+    def sizes(self) -> np.ndarray:
+        """`[U]` int64: sequences of each shard."""
+        return self.shards.columns["num_sequences"]
+
+    @property
     def num_sequences(self) -> int:
-        return sum(shard.num_sequences for shard in self.shards)
+        return self.shards.total("num_sequences")
+
+    @property
+    def num_tokens(self) -> int:
+        return self.shards.total("num_tokens")
+
+    @property
+    def num_labels(self) -> int:
+        return self.shards.total("num_labels")
+
+    @property
+    def num_kept(self) -> int:
+        return self.shards.total("num_kept")
+
+    @property
+    def label_bytes(self) -> int:
+        return self.shards.total("labels_num_bytes")
+
+    @property
+    def hidden_bytes(self) -> int:
+        return self.shards.total("hidden_num_bytes") if self.shards.has_hidden else 0
+
+    @property
+    def num_bytes(self) -> int:
+        return self.label_bytes + self.hidden_bytes
 
 
 def commit(store: Store, view: int, shard: Shard, fingerprint: str) -> Shard:
@@ -77,21 +94,42 @@ def read_commit(store: Store, view: int, unit: int, fingerprint: str) -> Shard:
 
     Raises:
         FileNotFoundError: the unit is not committed.
-        UserError: the commit is damaged or another cache's.
+        UserError: the commit is damaged, another cache's, or not of a shard of this unit.
     """
     key = _commit_key(view, unit)
     name = f"{store.url}/{key}"
-    document = documents.parse(store.read(key, max_bytes=documents.MAX_DOCUMENT_BYTES), name=name)
+    data = store.read(key, max_bytes=documents.MAX_DOCUMENT_BYTES)
+    document = documents.parse(data, name=name, remedy=COMMIT_REMEDY)
     if (document.get("fingerprint"), document.get("view")) != (fingerprint, view):
-        raise UserError(f"{name} belongs to another cache or view: move it away and run the build again")
-    shard = document["shard"]
-    refs = {part: ObjectRef(**shard[part]) if shard[part] else None for part in ("labels", "hidden")}
-    return Shard(**{**shard, **refs})
+        raise UserError(f"{name} belongs to another cache or view; {COMMIT_REMEDY}")
+    with refusing(name, COMMIT_REMEDY):
+        shard = _committed(document["shard"])
+        if shard.unit != unit:
+            raise UserError(f"it commits unit {shard.unit}")
+        check_shard(shard, view)
+        return shard
+
+
+def _committed(stored: Mapping[str, Any]) -> Shard:
+    """The shard of a commit; raises anything where it is none."""
+    labels, hidden = (None if stored[part] is None else ObjectRef(**stored[part]) for part in ("labels", "hidden"))
+    if labels is None:
+        raise UserError("its shard has no labels")
+    shard = Shard(**{**stored, "labels": labels, "hidden": hidden})
+    numbers = [
+        shard.unit,
+        *(getattr(shard, name) for name in COUNTS),
+        *(ref.num_bytes for ref in (labels, hidden) if ref),
+    ]
+    if any(type(number) is not int for number in numbers):  # a boolean is an int, too
+        raise UserError("its shard has counts that are no whole numbers")
+    return shard
 
 
 def committed_units(store: Store, view: int) -> set[int]:
     """Units of a view that need no teacher again."""
-    return {int(key.rsplit("/", 1)[1].removesuffix(".json")) for key in store.list(f"commits/{view:05d}")}
+    names = (key.rsplit("/", 1)[1].removesuffix(".json") for key in store.list(f"commits/{view:05d}"))
+    return {int(name) for name in names if name.isdecimal() and f"{int(name):09d}" == name}
 
 
 def _commit_key(view: int, unit: int) -> str:
@@ -103,13 +141,38 @@ def _manifest_key(view: int, generation: int) -> str:
 
 
 def seal(store: Store, *, view: int, num_units: int, fingerprint: str, digests: Digests) -> Manifest:
-    """Writes generation 0 of a view's manifest from the commits of all its units."""
-    shards = [read_commit(store, view, unit, fingerprint) for unit in range(num_units)]
-    metadata = {"fingerprint": fingerprint, "view": view, "generation": 0, "digests": dataclasses.asdict(digests)}
-    data = parquet.write_list([_flat(shard) for shard in shards], _SCHEMA, metadata=metadata)
-    if not store.create(_manifest_key(view, 0), data):
+    """Writes generation 0 of a view's manifest from the commits of all its units.
+
+    Raises:
+        FileNotFoundError: a unit is not committed.
+        UserError: a commit is refused, see `read_commit`; or the view is sealed with other shards.
+    """
+    blocks = in_blocks(lambda unit: read_commit(store, view, unit, fingerprint), num_units)
+    shards = Shards.joined(view, [columns_of(view, block) for block in blocks])
+    if not create(store, shards, generation=0, fingerprint=fingerprint, digests=digests):
         raise UserError(f"{store.url}: view {view} is sealed with other shards; run `teacher-cache verify {store.url}`")
     return read(store, view)
+
+
+def add_generation(store: Store, sealed: Manifest, replaced: Mapping[int, Shard]) -> Manifest:
+    """Writes a view's next generation, with other shards of some units; who has an older one open keeps it.
+
+    Raises:
+        UserError: another wrote that generation first; or the shards are not such as the view has.
+    """
+    view, generation = sealed.view, sealed.generation + 1
+    shards = sealed.shards.replaced(replaced)
+    if not create(store, shards, generation=generation, fingerprint=sealed.fingerprint, digests=sealed.digests):
+        key = _manifest_key(view, generation)
+        raise UserError(f"{store.url}/{key} was written by another meanwhile; run the same command again")
+    return read(store, view, generation)
+
+
+def create(store: Store, shards: Shards, *, generation: int, fingerprint: str, digests: Digests) -> bool:
+    """Writes a manifest that lists `shards`; False if another is there."""
+    metadata = {"fingerprint": fingerprint, "view": shards.view, "generation": generation}
+    data = parquet.write_list(shards.columns, metadata={**metadata, "digests": dataclasses.asdict(digests)})
+    return store.create(_manifest_key(shards.view, generation), data)
 
 
 def newest_generation(store: Store, view: int) -> int | None:
@@ -120,56 +183,33 @@ def newest_generation(store: Store, view: int) -> int | None:
     return generation - 1 if generation else None
 
 
-def read(store: Store, view: int) -> Manifest:
-    """The newest generation of a sealed view.
+def read(store: Store, view: int, generation: int | None = None) -> Manifest:
+    """A sealed view's manifest; None: its newest generation.
 
     Raises:
-        UserError: the view is not sealed, or its manifest is damaged.
+        UserError: the view is not sealed, has no such generation, or its manifest is damaged.
     """
-    generation = newest_generation(store, view)
-    if generation is None:
+    chosen = newest_generation(store, view) if generation is None else generation
+    if chosen is None:
         raise UserError(
             f"{store.url}: view {view} is not sealed; finish it with `teacher-cache build` and its configuration"
         )
-    key = _manifest_key(view, generation)
-    data = store.read(key, max_bytes=MAX_MANIFEST_BYTES)
-    rows, metadata = parquet.read_list(data, name=f"{store.url}/{key}")
-    if (metadata["view"], metadata["generation"]) != (view, generation):
-        found = f"view {metadata['view']}, generation {metadata['generation']}"
-        raise UserError(f"{store.url}/{key} is damaged: it holds the manifest of {found}")
-    return Manifest(
-        fingerprint=metadata["fingerprint"],
-        view=view,
-        generation=generation,
-        digests=Digests(**metadata["digests"]),
-        shards=tuple(_shard(row) for row in rows),
-        sha256=documents.sha256(data),
-    )
-
-
-_SCHEMA = pa.schema(
-    [("unit", pa.int64())]
-    + [
-        (f"{part}_{name}", kind)
-        for part in ("labels", "hidden")
-        for name, kind in (("key", pa.string()), ("sha256", pa.string()), ("num_bytes", pa.int64()))
-    ]
-    + [(name, pa.int64()) for name in ("num_sequences", "num_tokens", "num_labels", "num_kept")]
-)
-
-
-def _flat(shard: Shard) -> dict[str, Any]:
-    row = dataclasses.asdict(shard)
-    refs = {part: row.pop(part) or {"key": None, "sha256": None, "num_bytes": None} for part in ("labels", "hidden")}
-    return row | {f"{part}_{name}": value for part, ref in refs.items() for name, value in ref.items()}
-
-
-def _shard(row: dict[str, Any]) -> Shard:
-    def ref(part: str) -> ObjectRef | None:
-        values = {name: row.pop(f"{part}_{name}") for name in ("key", "sha256", "num_bytes")}
-        return ObjectRef(**values) if values["key"] is not None else None
-
-    labels, hidden = ref("labels"), ref("hidden")
-    if labels is None:
-        raise UserError("a manifest lists a shard without labels: the cache is damaged")
-    return Shard(labels=labels, hidden=hidden, **row)
+    key = _manifest_key(view, chosen)
+    try:
+        data = store.read(key, max_bytes=MAX_MANIFEST_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"{store.url}/{key} is missing: view {view} has no generation {chosen}") from None
+    name = f"{store.url}/{key}"
+    columns, metadata = parquet.read_list(data, name=name)
+    with refusing(name, parquet.LIST_REMEDY):
+        check_columns(columns)
+        if (found := (metadata["view"], metadata["generation"])) != (view, chosen):
+            raise UserError(f"{name} is damaged: it holds the manifest of view {found[0]}, generation {found[1]}")
+        return Manifest(
+            fingerprint=metadata["fingerprint"],
+            view=view,
+            generation=chosen,
+            digests=Digests(**metadata["digests"]),
+            shards=Shards(view=view, columns=columns),
+            sha256=documents.sha256(data),
+        )

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from teacher_cache.errors import UserError
 from teacher_cache.format import documents
 from teacher_cache.format.store import Store
 
@@ -22,9 +21,12 @@ class ObjectRef:
 
 
 def put_content(store: Store, prefix: str, suffix: str, data: bytes) -> ObjectRef:
-    """Writes `<prefix>-<digest><suffix>`: no attempt ever overwrites another's bytes."""
+    """Writes `<prefix>-<digest><suffix>`: no attempt ever overwrites another's bytes.
+
+    Other bytes that lie there are not what their name says, so they are damaged, and healed.
+    """
     digest = documents.sha256(data)
     key = f"{prefix}-{digest[:16]}{suffix}"
     if not store.create(key, data):
-        raise UserError(f"{store.url}/{key} holds other bytes than its name says; move it away and run the build again")
+        store.replace(key, data)
     return ObjectRef(key=key, sha256=digest, num_bytes=len(data))

@@ -7,23 +7,30 @@ place in the whole, in file order.
 
 import uuid
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents, parquet
 from teacher_cache.format.objects import ObjectRef, put_content
+from teacher_cache.format.parallel import in_blocks
+from teacher_cache.format.parquet import Column
+from teacher_cache.format.refusal import refusing
+from teacher_cache.format.spec import MAX_SEQUENCE_LENGTH
 from teacher_cache.format.store import Store
 
 MANIFEST_KEY = "sequences/manifest.parquet"
 MAX_MANIFEST_BYTES = 2**31
 PART_SEQUENCES = 65_536
 ROW_GROUP_SEQUENCES = 1024
+COMMIT_REMEDY = "move it away and run `teacher-cache build` again"
+_REF_FIELDS = ("key", "sha256", "num_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ def write_part(store: Store, file: int, part: int, ids: Sequence[np.ndarray], fi
         {"document": pa.array(file_documents, pa.int64()), "input_ids": parquet.ragged(ids, np.int32)},
     )
     data = parquet.write(table, metadata={"file": file, "part": part}, row_group_rows=ROW_GROUP_SEQUENCES)
-    ref = put_content(store, f"sequences/parts/{file:06d}-{part:06d}", ".parquet", data)
+    ref = put_content(store, _part_prefix(file, part), ".parquet", data)
     return ref, len(ids), sum(map(len, ids))
 
 
@@ -80,16 +87,14 @@ def read_commit(store: Store, file: int) -> TokenisedFile:
     """
     key = _commit_key(file)
     data = store.read(key, max_bytes=documents.MAX_DOCUMENT_BYTES)
-    document = documents.parse(data, name=f"{store.url}/{key}")
-    parts = tuple(
-        (
-            ObjectRef(key=part["key"], sha256=part["sha256"], num_bytes=part["num_bytes"]),
-            part["sequences"],
-            part["tokens"],
-        )
-        for part in document["parts"]
-    )
-    return TokenisedFile(parts=parts, num_documents=document["documents"])
+    name = f"{store.url}/{key}"
+    document = documents.parse(data, name=name, remedy=COMMIT_REMEDY)
+    with refusing(name, COMMIT_REMEDY):
+        parts = [
+            (ObjectRef(**{field: part[field] for field in _REF_FIELDS}), part["sequences"], part["tokens"])
+            for part in document["parts"]
+        ]
+        return TypeAdapter(TokenisedFile).validate_python({"parts": parts, "num_documents": document["documents"]})
 
 
 def committed_files(store: Store) -> set[int]:
@@ -102,25 +107,17 @@ def _commit_key(file: int) -> str:
 
 
 def seal(store: Store, num_files: int, fingerprint: str) -> None:
-    """Writes the manifest from the commits of all files."""
-    files = [read_commit(store, file) for file in range(num_files)]
-    rows = [(file, *part) for file, tokenised in enumerate(files) for part in tokenised.parts]
+    """Writes the manifest from the commits of all files.
+
+    Raises:
+        FileNotFoundError: a file is not committed.
+        UserError: a commit is refused, see `read_commit`; or other sequences are sealed.
+    """
+    files = [file for block in in_blocks(lambda file: read_commit(store, file), num_files) for file in block]
     first_documents = [0, *accumulate(tokenised.num_documents for tokenised in files)]
-    first_sequences = [0, *accumulate(row[2] for row in rows)]
-    listed = [
-        {
-            **asdict(ref),
-            "file": file,
-            "num_sequences": num_sequences,
-            "num_tokens": num_tokens,
-            "first_sequence": first_sequence,
-            "first_document": first_documents[file],
-        }
-        for (file, ref, num_sequences, num_tokens), first_sequence in zip(rows, first_sequences, strict=False)
-    ]
+    columns = _columns(files, first_documents[:-1])
     metadata = {"fingerprint": fingerprint, "num_documents": first_documents[-1]}
-    data = parquet.write_list(listed, _SCHEMA, metadata=metadata)
-    if not store.create(MANIFEST_KEY, data):
+    if not store.create(MANIFEST_KEY, parquet.write_list(columns, metadata=metadata)):
         raise UserError(f"{store.url}/{MANIFEST_KEY} exists and lists other sequences; use a new cache URL")
 
 
@@ -135,10 +132,12 @@ class Sequences:
         self._store = store
         data = store.read(MANIFEST_KEY, max_bytes=MAX_MANIFEST_BYTES)
         self.sha256 = documents.sha256(data)
-        rows, metadata = parquet.read_list(data, name=f"{store.url}/{MANIFEST_KEY}")
-        self.fingerprint: str = metadata["fingerprint"]
-        self.num_documents: int = metadata["num_documents"]
-        self.parts = [_part(row) for row in rows]
+        name = f"{store.url}/{MANIFEST_KEY}"
+        columns, metadata = parquet.read_list(data, name=name)
+        with refusing(name, parquet.LIST_REMEDY):
+            self.fingerprint: str = metadata["fingerprint"]
+            self.num_documents: int = metadata["num_documents"]
+            self.parts = _parts(columns)
         self._firsts = [part.first_sequence for part in self.parts]
         self.num_sequences = sum(part.num_sequences for part in self.parts)
         self.num_tokens = sum(part.num_tokens for part in self.parts)
@@ -152,13 +151,19 @@ class Sequences:
             yield from self._read_part(part, max(start - part.first_sequence, 0), stop - part.first_sequence)
 
     def _read_part(self, part: Part, start: int, stop: int) -> Iterator[StoredSequence]:
-        reader, _ = parquet.open_file(part.ref.fetch(self._store), name=part.ref.key)
+        name = f"{self._store.url}/{part.ref.key}"
+        remedy = f"run `teacher-cache verify {self._store.url}`"
+        with refusing(name, remedy):
+            opened, _ = parquet.open_file(part.ref.fetch(self._store), name=name, remedy=remedy)
+            file = opened.expecting(_part_columns(part))
+            if file.metadata.num_rows != part.num_sequences:
+                raise UserError(f"it holds {file.metadata.num_rows:,} sequences, not {part.num_sequences:,}")
         first_group = start // ROW_GROUP_SEQUENCES
         last_group = (min(stop, part.num_sequences) - 1) // ROW_GROUP_SEQUENCES
         for group in range(first_group, last_group + 1):
-            table = reader.read_row_group(group)
-            rows = parquet.split(*parquet.unragged(table["input_ids"]))
-            for offset, (document, ids) in enumerate(zip(table["document"].to_pylist(), rows, strict=True)):
+            with refusing(name, remedy):
+                documents_of, rows = _read_group(file, group)
+            for offset, (document, ids) in enumerate(zip(documents_of, rows, strict=True)):
                 row = group * ROW_GROUP_SEQUENCES + offset
                 if start <= row < stop:
                     yield StoredSequence(
@@ -168,15 +173,75 @@ class Sequences:
                     )
 
 
-_SCHEMA = pa.schema(
-    [("key", pa.string()), ("sha256", pa.string())]
-    + [
-        (name, pa.int64())
-        for name in ("num_bytes", "file", "num_sequences", "num_tokens", "first_sequence", "first_document")
+def _part_columns(part: Part) -> dict[str, Column]:
+    most = min(part.num_tokens, ROW_GROUP_SEQUENCES * MAX_SEQUENCE_LENGTH)
+    return {
+        "document": Column(type=pa.int64(), max_values=ROW_GROUP_SEQUENCES),
+        "input_ids": Column(type=pa.list_(pa.int32()), max_values=most),
+    }
+
+
+def _read_group(file: parquet.File, group: int) -> tuple[list[int], list[np.ndarray]]:
+    """Documents and token ids of a row group's sequences."""
+    table = file.read_group(group, ["document", "input_ids"])
+    expected = min(ROW_GROUP_SEQUENCES, file.metadata.num_rows - group * ROW_GROUP_SEQUENCES)
+    values, offsets = parquet.unragged(table["input_ids"])
+    if len(table) != expected or table["document"].null_count or values.min(initial=0) < 0:
+        raise UserError(f"row group {group} does not hold {expected:,} sequences of a document and token ids")
+    return table["document"].to_pylist(), parquet.split(values, offsets)
+
+
+_NUMBERS = ("num_bytes", "file", "num_sequences", "num_tokens", "first_sequence", "first_document")
+
+
+def _columns(files: Sequence[TokenisedFile], first_documents: Sequence[int]) -> dict[str, np.ndarray]:
+    """What the manifest lists: one row a part, file after file."""
+    rows = [(file, place, *part) for file, tokenised in enumerate(files) for place, part in enumerate(tokenised.parts)]
+    for file, place, ref, *_ in rows:
+        if not parquet.PATTERNS["sha256"].fullmatch(ref.sha256) or ref.key != _part_key(file, place, ref.sha256):
+            raise UserError(f"part {place} of corpus file {file} cannot lie at {ref.key!r} with SHA-256 {ref.sha256!r}")
+    sizes = [size for _, _, _, size, _ in rows]
+    numbers = {
+        "num_bytes": [ref.num_bytes for _, _, ref, _, _ in rows],
+        "file": [file for file, *_ in rows],
+        "num_sequences": sizes,
+        "num_tokens": [tokens for *_, tokens in rows],
+        "first_sequence": [0, *accumulate(sizes)][: len(rows)],
+        "first_document": [first_documents[file] for file, *_ in rows],
+    }
+    digests = np.frombuffer(b"".join(bytes.fromhex(ref.sha256) for _, _, ref, _, _ in rows), np.uint8)
+    return {"sha256": digests.reshape(-1, 32)} | {name: np.array(numbers[name], np.int64) for name in _NUMBERS}
+
+
+def _parts(columns: Mapping[str, np.ndarray]) -> list[Part]:
+    """What the manifest lists.
+
+    Raises:
+        UserError: it is not one of parts, or they do not follow each other.
+    """
+    if tuple(columns) != ("sha256", *_NUMBERS):
+        raise UserError(f"its columns are {', '.join(columns)}; they must be sha256, {', '.join(_NUMBERS)}")
+    files, sizes = columns["file"], columns["num_sequences"]
+    if (np.diff(files) < 0).any() or not np.array_equal(columns["first_sequence"], np.cumsum(sizes) - sizes):
+        raise UserError("its parts do not follow each other")
+    places = np.arange(len(files)) - np.searchsorted(files, files)
+    rows = zip(*(columns[name].tolist() for name in _NUMBERS), strict=True)
+    return [
+        _part(values, int(place), digest.tobytes().hex())
+        for values, place, digest in zip(rows, places, columns["sha256"], strict=True)
     ]
-)
 
 
-def _part(row: dict[str, Any]) -> Part:
-    ref = ObjectRef(key=row.pop("key"), sha256=row.pop("sha256"), num_bytes=row.pop("num_bytes"))
-    return Part(ref=ref, **row)
+def _part(values: Sequence[int], place: int, sha256: str) -> Part:
+    """The part of a row of the manifest, at a place among its file's."""
+    num_bytes, file, *others = values
+    ref = ObjectRef(key=_part_key(file, place, sha256), sha256=sha256, num_bytes=num_bytes)
+    return Part(ref=ref, file=file, **dict(zip(_NUMBERS[2:], others, strict=True)))
+
+
+def _part_key(file: int, place: int, sha256: str) -> str:
+    return f"{_part_prefix(file, place)}-{sha256[:16]}.parquet"
+
+
+def _part_prefix(file: int, place: int) -> str:
+    return f"sequences/parts/{file:06d}-{place:06d}"

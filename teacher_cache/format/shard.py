@@ -8,6 +8,7 @@ Legend: K kept positions of a sequence, k top tokens, T temperatures, d hidden s
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,25 @@ from teacher_cache.format import parquet
 from teacher_cache.format.coder import Coder
 from teacher_cache.format.manifest import Shard
 from teacher_cache.format.objects import put_content
+from teacher_cache.format.refusal import refusing
 from teacher_cache.format.row import Row
+from teacher_cache.format.shard_columns import (
+    BLOCK_SEQUENCES,
+    FLOAT_COLUMNS,
+    ID_COLUMNS,
+    INPUT_COLUMNS,
+    Ragged,
+    check_finite,
+    check_ids,
+    checked_hidden_size,
+    hidden_column,
+    hidden_columns,
+    inputs,
+    labels_columns,
+)
 from teacher_cache.format.spec import Identity
 from teacher_cache.format.store import Store
 from teacher_cache.targets.soft_labels import SoftLabels
-
-BLOCK_SEQUENCES = 128
-"""Sequences of a row group, and of a row of the hidden file: the least that a reader decodes at once."""
 
 HIDDEN_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
@@ -63,10 +76,17 @@ def encode(
     return labels, _encode_hidden(blocks, soft_labels, identity, coder, metadata)
 
 
-def put_shard(store: Store, rows: Sequence[Row], identity: Identity, coder: Coder, *, view: int, unit: int) -> Shard:
-    """Writes a unit's objects under names of their own content; they count once the shard is committed."""
+def encode_unit(
+    rows: Sequence[Row], identity: Identity, coder: Coder, *, view: int, unit: int
+) -> tuple[bytes, bytes | None]:
+    """As `encode`, with the metadata that name a unit."""
     metadata = {"fingerprint": identity.fingerprint, "view": view, "unit": unit, "device": coder.device.type}
-    labels, hidden = encode(rows, identity, coder, metadata=metadata)
+    return encode(rows, identity, coder, metadata=metadata)
+
+
+def put_shard(store: Store, rows: Sequence[Row], encoded: tuple[bytes, bytes | None], *, view: int, unit: int) -> Shard:
+    """Writes a unit's encoded rows under names of their own content; they count once the shard is committed."""
+    labels, hidden = encoded
     prefix = f"shards/{view:05d}/{unit:09d}"
     return Shard(
         unit=unit,
@@ -112,7 +132,7 @@ def _encode_hidden(
             else:
                 coded.append(_checked(states.astype(HIDDEN_DTYPES[identity.hidden.code])).tobytes())
     columns = {"num_positions": pa.array([len(soft) for soft in soft_labels], pa.int64())}
-    columns |= {_hidden_column(layer): pa.array(coded, pa.large_binary()) for layer, coded in values.items()}
+    columns |= {hidden_column(layer): pa.array(coded, pa.large_binary()) for layer, coded in values.items()}
     return parquet.write(pa.table(columns), metadata={**metadata, "hidden_size": hidden_size}, row_group_rows=1)
 
 
@@ -122,15 +142,11 @@ def _checked(states: np.ndarray) -> np.ndarray:
     return states
 
 
-def _hidden_column(layer: int) -> str:
-    return f"hidden_{layer}"
-
-
 class ShardReader:
     """Reads a unit's rows block by block from local, checked files.
 
     `hidden` None, or no layers, reads labels only: not a byte of the hidden object. `as_levels` leaves
-    transform-coded states undecoded, see `Row.levels`.
+    transform-coded states undecoded, see `Row.levels`. Messages call the files by `names`, if not by their paths.
 
     Raises:
         UserError: from any method, when the files do not hold what the identity says.
@@ -146,26 +162,45 @@ class ShardReader:
         layers: Sequence[int] = (),
         as_levels: bool = False,
         source: int = 0,
+        names: tuple[str, str] | None = None,
+        remedy: str = parquet.VERIFY_REMEDY,
     ) -> None:
         self._identity, self._coder = identity, coder
         self._layers = tuple(layers) if hidden else ()
         self._as_levels, self._source = as_levels, source
-        self._labels, self.metadata = parquet.open_file(labels, name=str(labels))
+        self._names, self._remedy = names or (str(labels), str(hidden)), remedy
+        with refusing(self._names[0], remedy):
+            self._labels, self.metadata = parquet.open_file(labels, name=self._names[0], remedy=remedy)
+            self._check_origin(self._names[0])
+            self._labels = self._labels.expecting(labels_columns(identity))
         self._hidden, self._hidden_size = None, 0
         if hidden and layers:
-            self._hidden, metadata = parquet.open_file(hidden, name=str(hidden))
-            self._hidden_size = int(metadata["hidden_size"])
-        self._check_origin(labels)
+            with refusing(self._names[1], remedy):
+                opened, metadata = parquet.open_file(hidden, name=self._names[1], remedy=remedy)
+                self._hidden_size = checked_hidden_size(metadata["hidden_size"])
+                self._hidden = opened.expecting(hidden_columns(identity, self._hidden_size))
 
-    def _check_origin(self, labels: Path) -> None:
+    def _check_origin(self, name: str) -> None:
         if self.metadata.get("fingerprint") != self._identity.fingerprint:
-            raise UserError(f"{labels} belongs to another cache: fingerprint {self.metadata.get('fingerprint')}")
+            raise UserError(
+                f"{name} belongs to another cache: fingerprint {self.metadata.get('fingerprint')}; {self._remedy}"
+            )
         if self.metadata.get("codebook") != self._coder.codebook.sha256:
-            raise UserError(f"{labels} was coded with another codebook: {self.metadata.get('codebook')}")
+            here = f"codebook.safetensors (SHA-256 {self._coder.codebook.sha256})"
+            made_with = f"it was coded with another codebook: {self.metadata.get('codebook')}"
+            raise UserError(f"{name} does not go with {here}; {self._remedy}; {made_with}")
+        stored = list(self._identity.soft_labels.temperatures)
+        if self.metadata.get("rest_temperatures") not in ([], stored):
+            raise UserError(f"{name} has rests at other temperatures than {stored}; {self._remedy}")
+
+    @property
+    def num_sequences(self) -> int:
+        """That the labels file claims."""
+        return int(self._labels.metadata.num_rows)
 
     @property
     def num_blocks(self) -> int:
-        return int(self._labels.num_row_groups)
+        return len(self._labels.groups)
 
     def rows(self) -> Iterator[Row]:
         """All rows in order."""
@@ -174,25 +209,43 @@ class ShardReader:
 
     def block(self, index: int) -> list[Row]:
         """The rows of one block, decoded."""
-        table = self._labels.read_row_group(index)
-        columns = {
-            name: parquet.split(*parquet.unragged(table[name]))
-            for name in ("input_ids", "label_positions", "label_ids", "kept_positions")
-        }
-        stops = np.cumsum([len(kept) for kept in columns["kept_positions"]])
-        soft_labels = self._soft_labels(table, int(stops[-1]))
-        starts = np.concatenate([[0], stops[:-1]])
-        ids = zip(table["sequence_id"].to_pylist(), table["document_id"].to_pylist(), strict=True)
-        rows = [
-            self._row(*pair, {name: values[i] for name, values in columns.items()}, soft_labels, slice(start, stop))
-            for i, (pair, start, stop) in enumerate(zip(ids, starts, stops, strict=True))
-        ]
-        return self._with_hidden(rows, index, soft_labels, stops)
+        with refusing(self._names[0], self._remedy):
+            table = self._read_labels(index)
+            columns = inputs(table, self._identity, vocab_size=self._coder.vocab_size)
+            stops = columns["kept_positions"].offsets[1:]
+            soft_labels = self._soft_labels(index, table, int(stops[-1]))
+            rows = self._rows(table, columns, soft_labels)
+        if self._hidden is None:
+            return rows
+        with refusing(self._names[1], self._remedy):
+            return self._with_hidden(rows, index, soft_labels, stops)
 
-    def _soft_labels(self, table: pa.Table, num_positions: int) -> SoftLabels:
+    def _read_labels(self, index: int) -> pa.Table:
+        """A block's columns but for packed soft labels, and as many rows as belong there."""
+        is_packed = self._coder.codebook.labels is not None
+        names = (*ID_COLUMNS, *INPUT_COLUMNS, *(() if is_packed else FLOAT_COLUMNS))
+        table = self._labels.read_group(index, names)
+        expected = min(BLOCK_SEQUENCES, self.num_sequences - index * BLOCK_SEQUENCES)
+        if len(table) != expected:
+            raise UserError(f"block {index} has {len(table):,} rows, it must have {expected:,}")
+        return table
+
+    def _rows(self, table: pa.Table, columns: dict[str, Ragged], soft_labels: SoftLabels) -> list[Row]:
+        ids = zip(table["sequence_id"].to_pylist(), table["document_id"].to_pylist(), strict=True)
+        kept = pairwise(columns["kept_positions"].offsets)
+        split = {name: column.split() for name, column in columns.items()}
+        return [
+            self._row(*pair, {name: values[i] for name, values in split.items()}, soft_labels, slice(start, stop))
+            for i, (pair, (start, stop)) in enumerate(zip(ids, kept, strict=True))
+        ]
+
+    def _soft_labels(self, index: int, table: pa.Table, num_positions: int) -> SoftLabels:
         if code := self._coder.codebook.labels:
-            return code.decode(table["soft_labels"][0].as_py(), num_positions)
-        values = {name: parquet.unragged(table[name])[0] for name in ("topk_ids", "topk_logits", "rest")}
+            return code.decode(self._labels.read_first(index, "soft_labels"), num_positions)
+        values = {name: parquet.unragged(table[name])[0] for name in FLOAT_COLUMNS}
+        for name in ("topk_logits", "rest"):
+            check_finite(name, values[name])
+        check_ids("topk_ids", values["topk_ids"], self._coder.vocab_size)
         top_k, temperatures = self._identity.soft_labels.top_k, self.metadata["rest_temperatures"]
         rest = torch.tensor(values["rest"].reshape(num_positions, len(temperatures)))
         return SoftLabels(
@@ -222,12 +275,13 @@ class ShardReader:
 
     def _with_hidden(self, rows: list[Row], block: int, soft_labels: SoftLabels, stops: np.ndarray) -> list[Row]:
         """The rows of a block with their hidden states, or their levels."""
-        if self._hidden is None:
-            return rows
-        names = [_hidden_column(layer) for layer in self._layers]
-        table = self._hidden.read_row_group(block, columns=["num_positions", *names])
-        if table["num_positions"][0].as_py() != stops[-1]:
-            raise UserError("a hidden object and its labels disagree about the kept positions: the cache is damaged")
+        assert self._hidden is not None
+        names = [hidden_column(layer) for layer in self._layers]
+        table = self._hidden.read_group(block, ["num_positions", *names])
+        if any(column.null_count for column in table.columns):
+            raise UserError("a block has hidden states that are missing")
+        if table["num_positions"].to_pylist() != [stops[-1]]:
+            raise UserError("a hidden object and its labels disagree about the kept positions")
         parts: dict[int, list[np.ndarray]] = {}
         for layer, name in zip(self._layers, names, strict=True):
             states = self._states(layer, table[name][0].as_buffer(), rows, soft_labels)
@@ -242,6 +296,7 @@ class ShardReader:
         code = self._coder.codebook.hidden.get(layer)
         if code is None:
             flat = np.frombuffer(data, HIDDEN_DTYPES[self._identity.hidden.code])
+            check_finite("hidden states", flat)
             return flat.reshape(len(soft_labels), self._hidden_size)
         levels = code.decompress(bytes(data), len(soft_labels))
         if self._as_levels:

@@ -31,11 +31,9 @@ def part_sizes(store: Store, shard: Shard) -> dict[str, int]:
 
 def _column_sizes(store: Store, ref: ObjectRef) -> dict[str, int]:
     """Compressed bytes of each top-level column, over all row groups."""
-    reader, _ = parquet.open_file(ref.fetch(store), name=f"{store.url}/{ref.key}")
+    file, _ = parquet.open_file(ref.fetch(store), name=f"{store.url}/{ref.key}")
     sizes: dict[str, int] = {}
-    for group in range(reader.metadata.num_row_groups):
-        for column in range(reader.metadata.num_columns):
-            chunk = reader.metadata.row_group(group).column(column)
-            name = chunk.path_in_schema.split(".")[0]
-            sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
+    for chunks in file.groups:
+        for chunk in chunks:
+            sizes[chunk.name] = sizes.get(chunk.name, 0) + chunk.num_compressed_bytes
     return sizes

@@ -11,10 +11,12 @@ from pydantic.dataclasses import dataclass
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents
+from teacher_cache.format.refusal import refusing
 from teacher_cache.format.store import Store
 from teacher_cache.shell.settings import STRICT, explain, to_dict
 
 FORMAT_VERSION: Final = 2
+REMEDY = "restore it, or move it away and run `teacher-cache build` again"
 MAX_SEQUENCE_LENGTH = 2**16 - 1
 """Positions are stored as uint16."""
 
@@ -204,17 +206,21 @@ def read(store: Store) -> tuple[Identity, dict[str, Any]]:
         data = store.read("spec.json", max_bytes=documents.MAX_DOCUMENT_BYTES)
     except FileNotFoundError:
         raise UserError(f"{store.url} is no teacher cache: it has no spec.json") from None
-    document = documents.parse(data, name=name)
-    version = document.get("identity", {}).get("format_version")
-    if version != FORMAT_VERSION:
-        raise UserError(f"{name} has format version {version!r}; this program reads version {FORMAT_VERSION}")
-    try:
-        identity = TypeAdapter(Identity).validate_python(document["identity"])
-    except ValidationError as error:
-        raise UserError(f"{name} is refused:\n{explain(error, Identity)}") from None
-    if identity.fingerprint != document.get("fingerprint"):
-        raise UserError(f"{name} is damaged: its fingerprint does not belong to its identity")
-    return identity, dict(document.get("notes", {}))
+    document = documents.parse(data, name=name, remedy=REMEDY)
+    with refusing(name, REMEDY):
+        version = document["identity"].get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{name} has format version {version!r}; this program reads version {FORMAT_VERSION}: use the release "
+                "that wrote it, or run `teacher-cache build` with another URL"
+            )
+        try:
+            identity = TypeAdapter(Identity).validate_python(document["identity"])
+        except ValidationError as error:
+            raise UserError(f"{name} is refused:\n{explain(error, Identity)}\n{REMEDY}") from None
+        if identity.fingerprint != document["fingerprint"]:
+            raise UserError("its fingerprint does not belong to its identity")
+        return identity, dict(document["notes"])
 
 
 def differences(left: Any, right: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -1,39 +1,60 @@
 """Objects under one URL: read, create once, fetch to local disk. Local folders and `s3://` behave the same."""
 
 import contextlib
-import errno
-import hashlib
 import os
 import re
-import tempfile
-import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from teacher_cache.errors import UserError
-from teacher_cache.format.store_errors import store_errors
+from teacher_cache.errors import StoreError, UserError
+from teacher_cache.format import local_files
+from teacher_cache.format.disk_cache import DiskCache
+from teacher_cache.format.local_files import file_sha256
+from teacher_cache.format.retries import patiently
+from teacher_cache.format.store_errors import server_status, store_errors
+from teacher_cache.format.urls import normal_url
 
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 """What a key may look like: no empty, hidden or parent parts, so that no key leaves the cache's folder."""
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 16 * 2**20
+"""Of a download: what is fetched again when a connection breaks."""
+MAX_PUT_BYTES = 5 * 2**30
+"""S3's bound of one PUT. Several stores ignore the condition on an upload in parts, so objects are never larger."""
+S3_URLS = ("s3://", "s3a://")
+
+T = TypeVar("T")
+
+
+class ConditionRefusedError(StoreError):
+    """A store knows no put-if-absent."""
 
 
 class Store:
     """The objects of one cache or one run.
 
+    Errors that may pass, as of a store that is overloaded or restarted, are waited out, see `retries`.
+
     Raises:
-        UserError: from any method, when the store cannot be reached or refuses the credentials.
+        StoreError: from any method, when the store cannot be reached, is full or refuses the credentials.
     """
 
-    def __init__(self, url: str, *, disk_cache: str | Path | None = None) -> None:
+    def __init__(self, url: str, *, disk_cache: str | Path | None = None, single_writer: bool = False) -> None:
+        """`single_writer` is for stores without put-if-absent, see `probe`: safe only if no one else writes."""
         self.url = normal_url(url)
+        self.single_writer = single_writer
         with store_errors(self.url):
-            self.fs, root = fsspec.url_to_fs(self.url, use_listings_cache=False)
+            self.fs, root = fsspec.url_to_fs(self.url, **_options(self.url))
         self.root = root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
-        self.disk_cache = Path(disk_cache) if disk_cache else default_disk_cache()
+        self._is_s3 = self.url.startswith(S3_URLS)
+        if self._is_s3:
+            self.fs.retries = 1  # attempts: `retries` waits already
+        self._copies = DiskCache(disk_cache)
+        self.disk_cache = self._copies.folder
         self._verified: dict[str, Path] = {}
 
     def __repr__(self) -> str:
@@ -45,6 +66,15 @@ class Store:
             raise UserError(f"{key!r} is not a name that a cache may use; {self.url} is damaged or not a cache")
         return f"{self.root}/{key}"
 
+    def attempt(self, doing: str, request: Callable[[], T]) -> T:
+        """What a request to the filesystem gives, waiting for errors to pass; `doing` names it in messages.
+
+        Raises:
+            FileNotFoundError: it asks for an object that is not there.
+        """
+        with store_errors(self.url):
+            return request() if self.is_local else patiently(self.fs, self.url, doing, request)
+
     def read(self, key: str, *, max_bytes: int) -> bytes:
         """The whole object.
 
@@ -52,99 +82,126 @@ class Store:
             FileNotFoundError: there is none.
             UserError: it is larger than `max_bytes`.
         """
-        data = self._read_start(key, max_bytes + 1)
+        data = self._read_range(key, 0, max_bytes + 1)
         if len(data) > max_bytes:
             raise UserError(f"{self.url}/{key} is larger than the {max_bytes:,} bytes allowed here")
         return data
 
-    def _read_start(self, key: str, num_bytes: int) -> bytes:
-        """At most `num_bytes` from the start of an object."""
+    def _read_range(self, key: str, start: int, stop: int) -> bytes:
+        """The bytes of an object from `start` to `stop` or its end."""
         path = self.path(key)
-        with store_errors(self.url):
-            if self.is_local:
-                num_bytes = min(num_bytes, os.stat(path).st_size)  # Python takes the memory before it reads
+
+        def request() -> bytes:
+            # Python takes the memory for a local file before it reads.
+            end = min(stop, os.stat(path).st_size) if self.is_local else stop
             try:
-                data: bytes = self.fs.cat_file(path, start=0, end=num_bytes)
+                data: bytes = self.fs.cat_file(path, start=start, end=end)
             except OSError as error:
-                if error.errno != errno.EINVAL or self.fs.size(path) != 0:
+                if server_status(error) != 416:
                     raise
-                return b""  # S3 refuses every range of an empty object
-        return data
+                return b""  # S3 refuses ranges that begin at an object's end, and so every range of an empty one
+            return data
+
+        return self.attempt(f"reading {key}", request)
 
     def _holds(self, key: str, data: bytes) -> bool:
         """Whether an object's bytes are `data`."""
-        return self._read_start(key, len(data) + 1) == data
+        return self._read_range(key, 0, len(data) + 1) == data
 
     def exists(self, key: str) -> bool:
-        with store_errors(self.url):
-            return bool(self.fs.exists(self.path(key)))
+        path = self.path(key)
+        return bool(self.attempt(f"looking for {key}", lambda: self.fs.exists(path)))
 
     def list(self, prefix: str) -> list[str]:
         """Keys directly below a prefix, sorted. For builders only: readers trust sealed manifests."""
         folder = self.path(prefix)
-        with store_errors(self.url):
-            if not self.fs.exists(folder):
-                return []
-            paths = self.fs.ls(folder, detail=False)
+        try:
+            paths = self.attempt(f"listing {prefix}", lambda: self.fs.ls(folder, detail=False))
+        except FileNotFoundError:
+            return []
         names = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths)
         return sorted(f"{prefix}/{name}" for name in names if KEY.fullmatch(name))
 
     def create(self, key: str, data: bytes) -> bool:
         """Creates an object that does not exist yet; False if another holds other bytes under this key.
 
-        A refused or failed PUT is read back, because a lost acknowledgement makes a client's own retry look
-        like another's success: our bytes under the key mean that it is ours.
+        A refused PUT is read back, because a lost acknowledgement makes the retry look like another's success: our
+        bytes under the key mean that it is ours.
+
+        With `single_writer` it looks first and then writes without a condition.
         """
         path = self.path(key)
+        if self.single_writer:
+            return self._create_alone(key, data)
         if self.is_local:
-            with store_errors(self.url):
-                return _link_once(path, data) or self._holds(key, data)
+            created = self.attempt(f"creating {key}", lambda: local_files.link_once(path, data))
+        else:
+            created = self.attempt(f"creating {key}", lambda: self._put_if_absent(path, data))
         try:
-            with store_errors(self.url):
-                self.fs.pipe_file(path, data, mode="create")
-        except OSError:
-            try:
-                return self._holds(key, data)
-            except FileNotFoundError:
-                pass
-            raise
+            return created or self._holds(key, data)
+        except FileNotFoundError:
+            raise StoreError(f"{self.url}/{key} came and went while it was created; who deletes there?") from None
+
+    def _create_alone(self, key: str, data: bytes) -> bool:
+        try:
+            return self._holds(key, data)
+        except FileNotFoundError:
+            self.replace(key, data)
+        return self._holds(key, data)
+
+    def _put_if_absent(self, path: str, data: bytes) -> bool:
+        """One conditional PUT; False if an object is there, be it of an earlier try."""
+        try:
+            self._put(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if server_status(error) == 501:
+                raise ConditionRefusedError(f"{self.url}: the store knows no put-if-absent") from None
+            if server_status(error) != 412:
+                raise
+            return False
         return True
+
+    def _put(self, path: str, data: bytes, **options: Any) -> None:
+        if self._is_s3:
+            if len(data) >= MAX_PUT_BYTES:
+                raise UserError(
+                    f"{self.url}: an object of {len(data):,} bytes is larger than one PUT may be "
+                    f"({MAX_PUT_BYTES:,} bytes); make units smaller, by unit_sequences"
+                )
+            options["chunksize"] = MAX_PUT_BYTES
+        self.fs.pipe_file(path, data, **options)
 
     def replace(self, key: str, data: bytes) -> None:
         """Writes an object whole, whether it exists or not: for what belongs to one writer alone."""
         path = self.path(key)
-        with store_errors(self.url):
-            if not self.is_local:
-                self.fs.pipe_file(path, data)
-                return
-            temporary = _write_temporary(path, data)
-            os.replace(temporary, path)
-            _sync_folder(path)
+        write = local_files.replace if self.is_local else self._put
+        self.attempt(f"writing {key}", lambda: write(path, data))
 
     def delete_folder(self, prefix: str) -> None:
         """Deletes all objects below a prefix: for what belongs to one writer alone, never for shards."""
-        with store_errors(self.url), contextlib.suppress(FileNotFoundError):
-            self.fs.rm(self.path(prefix), recursive=True)
+        path = self.path(prefix)
+        with contextlib.suppress(FileNotFoundError):
+            self.attempt(f"deleting {prefix}", lambda: self.fs.rm(path, recursive=True))
 
     def fetch(self, key: str, *, digest: str, num_bytes: int) -> Path:
-        """A local file with the object's bytes, checked against `digest` once per process.
+        """A local file with the object's bytes, checked against `digest` once per process; to be opened at once.
 
-        A local store's own file is checked where it lies; others are downloaded to the disk cache under the
-        digest's name, and a copy there that fails its check is downloaded again.
+        A local store's own file is checked where it lies; others are downloaded to the disk cache, and a copy there
+        that fails its check is downloaded again.
 
         Raises:
             UserError: the object is missing or its bytes are not those that `digest` names.
         """
-        if digest in self._verified:
-            return self._verified[digest]
+        known = self._verified.get(digest)
+        if known is not None and (self.is_local or self._copies.touch(known)):
+            return known
         try:
-            path = Path(self.path(key)) if self.is_local else self._download(key, digest, num_bytes)
-            intact = file_sha256(path) == digest
+            path = self._checked(key, digest) if self.is_local else self._downloaded(key, digest, num_bytes)
         except FileNotFoundError:
             raise UserError(f"{self.url}/{key} is missing; run `teacher-cache verify {self.url}`") from None
-        if not intact:
-            if not self.is_local:
-                path.unlink(missing_ok=True)
+        if path is None:
             raise UserError(
                 f"{self.url}/{key} is damaged: its SHA-256 is not {digest}; run `teacher-cache verify {self.url}`"
             )
@@ -157,72 +214,29 @@ class Store:
         if path is not None and not self.is_local:
             path.unlink(missing_ok=True)
 
-    def _download(self, key: str, digest: str, num_bytes: int) -> Path:
-        path = self.disk_cache / digest[:2] / digest
-        if path.exists() and path.stat().st_size == num_bytes and file_sha256(path) == digest:
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{digest}.{uuid.uuid4().hex}.partial")
-        try:
-            with (
-                store_errors(self.url),
-                self.fs.open(self.path(key), "rb") as source,
-                partial.open("wb") as sink,
-            ):
-                copied = 0
-                while chunk := source.read(CHUNK_BYTES):
-                    copied += len(chunk)
-                    if copied > num_bytes:
-                        break  # the digest check that follows refuses it
-                    sink.write(chunk)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+    def _checked(self, key: str, digest: str) -> Path | None:
+        path = Path(self.path(key))
+        with store_errors(self.url):
+            return path if file_sha256(path) == digest else None
+
+    def _downloaded(self, key: str, digest: str, num_bytes: int) -> Path | None:
+        return self._copies.get(digest, num_bytes, lambda: self._chunks(key, num_bytes))
+
+    def _chunks(self, key: str, num_bytes: int) -> Iterator[bytes]:
+        """An object's bytes; more than `num_bytes` if it is larger, so that its digest is another."""
+        start = 0
+        while True:
+            stop = start + CHUNK_BYTES if start + CHUNK_BYTES < num_bytes else num_bytes + 1
+            chunk = self._read_range(key, start, stop)
+            yield chunk
+            start += len(chunk)
+            if start >= num_bytes or not chunk:
+                return
 
 
-def normal_url(url: str) -> str:
-    """Local paths become absolute (workers run elsewhere), URLs lose a trailing slash."""
-    if "://" in url and not url.startswith("file://"):
-        return url.rstrip("/")
-    return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
-
-
-def default_disk_cache() -> Path:
-    return Path(tempfile.gettempdir()) / f"teacher-cache-{os.getuid()}"
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _link_once(path: str, data: bytes) -> bool:
-    """Puts a whole file in place unless one is there: os.link refuses where a rename would overwrite."""
-    temporary = _write_temporary(path, data)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        os.unlink(temporary)
-    _sync_folder(path)
-    return True
-
-
-def _write_temporary(path: str, data: bytes) -> str:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{os.path.dirname(path)}/.{uuid.uuid4().hex}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
-
-
-def _sync_folder(path: str) -> None:
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _options(url: str) -> dict[str, Any]:
+    """For fsspec: nothing is listed from memory, and no client waits by itself, see `retries`."""
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if url.startswith(S3_URLS):
+        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}}
+    return options

@@ -2,21 +2,30 @@
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from teacher_cache.errors import UserError
-from teacher_cache.format import documents
+from teacher_cache.format import documents, parquet
 from teacher_cache.format.objects import ObjectRef
+from teacher_cache.format.refusal import refusing
 from teacher_cache.format.store import Store, file_sha256
 
 if TYPE_CHECKING:  # torch and transformers are loaded only by who asks for more than the names of files
     from teacher_cache.targets.heads import Family, OutputHead
 
 MANIFEST_KEY = "teacher/manifest.json"
+REMEDY = f"move {MANIFEST_KEY} away and run `teacher-cache build` again, which writes the teacher's files anew"
+MAX_SIZE = 2**24
+"""Of a vocabulary, or a hidden size."""
+_FILE = re.compile(r"teacher/[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -27,51 +36,87 @@ class SavedTeacher:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json, with the family's own names."""
-        values: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
-        return values
+        """config.json, with the family's own names.
+
+        Raises:
+            UserError: it is no JSON object.
+        """
+        path = self.folder / "config.json"
+        with refusing(str(path), REMEDY):
+            values = json.loads(path.read_bytes())
+            if not isinstance(values, dict):
+                raise UserError("it is no JSON object")
+            return values
 
     @cached_property
     def family(self) -> "Family":
         from teacher_cache.targets.heads import family_of
 
-        return family_of(self.config)
+        with refusing(str(self.folder / "config.json"), REMEDY):
+            return family_of(self.config)
 
     @property
     def vocab_size(self) -> int:
-        return int(self.config["vocab_size"])
+        return self._size("vocab_size")
 
     @property
     def num_layers(self) -> int:
-        return int(self.config[self.family.num_layers])
+        return self._size(self.family.num_layers)
 
     @property
     def hidden_size(self) -> int:
-        return int(self.config[self.family.hidden_size])
+        return self._size(self.family.hidden_size)
+
+    def _size(self, field: str) -> int:
+        found = self.config.get(field)
+        if type(found) is not int or not 0 < found <= MAX_SIZE:
+            wanted = f"it must be a whole number up to {MAX_SIZE:,}"
+            raise UserError(f"{self.folder}/config.json has {field} {found!r}; {wanted}; {REMEDY}")
+        return found
 
     def read_head(self) -> "OutputHead":
-        """The output head in float32; no other tensor is read."""
+        """The output head in float32; no other tensor is read.
+
+        Raises:
+            UserError: the weights have none, or one of other sizes than the configuration says.
+        """
         import torch
         from safetensors import safe_open
 
-        from teacher_cache.targets.heads import head_from_tensors
+        from teacher_cache.targets.heads import check_sizes, head_from_tensors
 
-        with safe_open(self.folder / "model.safetensors", framework="pt") as tensors:
-            return head_from_tensors(self.config, tensors.get_tensor).to(dtype=torch.float32)
+        path = self.folder / "model.safetensors"
+        name = f"{path} with its config.json"
+        with refusing(name, REMEDY), safe_open(path, framework="pt") as tensors:
+            head = head_from_tensors(self.config, tensors.get_tensor)
+            check_sizes(head, hidden_size=self.hidden_size, vocab_size=self.vocab_size)
+            return head.to(dtype=torch.float32)
 
 
-def put(store: Store, folder: Path) -> None:
-    """Copies a teacher's folder into the cache and seals it; does nothing where that is done."""
+def put(store: Store, folder: Path, *, check: Callable[[Path], None]) -> None:
+    """Copies a teacher's folder into the cache and seals it; does nothing where that is done.
+
+    Builders with two versions of transformers write the same teacher in two ways, and the first of each file wins.
+    Where other bytes are there, `check` is called with a folder of the files that will be listed; it raises if they are
+    not of the same teacher.
+    """
     if store.exists(MANIFEST_KEY):
         return
-    files = []
-    for path in sorted(folder.iterdir()):
-        ref = ObjectRef(key=f"teacher/{path.name}", sha256=file_sha256(path), num_bytes=path.stat().st_size)
-        # The digests of weights and tokenizer are in the fingerprint, so builders with the same transformers put the
-        # same bytes.
-        store.replace(ref.key, path.read_bytes())
-        files.append(asdict(ref))
-    store.create(MANIFEST_KEY, documents.dump({"files": files}))
+    own = {f"teacher/{path.name}": path for path in sorted(folder.iterdir())}
+    created = [store.create(key, path.read_bytes()) for key, path in own.items()]
+    refs = [_ref(store, key, path, is_own) for (key, path), is_own in zip(own.items(), created, strict=True)]
+    data = documents.dump({"files": [asdict(ref) for ref in refs]})
+    if not all(created):
+        check(_place_all(store, refs, documents.sha256(data)))
+    store.create(MANIFEST_KEY, data)
+
+
+def _ref(store: Store, key: str, path: Path, is_own: bool) -> ObjectRef:
+    """A file as it lies in the store; `path` has the same bytes if `is_own`."""
+    if is_own:
+        return ObjectRef(key=key, sha256=file_sha256(path), num_bytes=path.stat().st_size)
+    data = store.read(key, max_bytes=2 * path.stat().st_size + documents.MAX_DOCUMENT_BYTES)
+    return ObjectRef(key=key, sha256=documents.sha256(data), num_bytes=len(data))
 
 
 def digest(store: Store) -> str:
@@ -86,16 +131,30 @@ def fetch(store: Store) -> Path:
         UserError: a file is missing or damaged.
     """
     data = _manifest(store)
-    document = documents.parse(data, name=f"{store.url}/{MANIFEST_KEY}")
-    refs = [ObjectRef(**file) for file in document["files"]]
+    return _place_all(store, _listed(data, f"{store.url}/{MANIFEST_KEY}"), documents.sha256(data))
+
+
+def _place_all(store: Store, refs: Sequence[ObjectRef], digest: str) -> Path:
+    """A local folder of checked files; `digest` is that of their list."""
     local = [ref.fetch(store) for ref in refs]
     if store.is_local:
         return Path(store.path("teacher"))
-    folder = store.disk_cache / f"teacher-{documents.sha256(data)[:16]}"
+    folder = store.disk_cache / f"teacher-{digest[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     for ref, path in zip(refs, local, strict=True):
         _place(path, folder / ref.key.rsplit("/", 1)[1])
     return folder
+
+
+def _listed(data: bytes, name: str) -> list[ObjectRef]:
+    """The files that a manifest lists, all of them in the teacher's own folder."""
+    document = documents.parse(data, name=name, remedy=REMEDY)
+    with refusing(name, REMEDY):
+        refs = TypeAdapter(list[ObjectRef]).validate_python(document["files"])
+        for ref in refs:
+            if not _FILE.fullmatch(ref.key) or not parquet.PATTERNS["sha256"].fullmatch(ref.sha256):
+                raise UserError(f"{ref.key!r} with SHA-256 {ref.sha256!r} is no file of a teacher")
+        return refs
 
 
 def _manifest(store: Store) -> bytes:

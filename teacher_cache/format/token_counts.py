@@ -3,11 +3,10 @@
 from itertools import islice
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from teacher_cache.errors import UserError
-from teacher_cache.format import documents
+from teacher_cache.format import documents, tensors
+from teacher_cache.format.refusal import refusing
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.store import Store
 
@@ -30,7 +29,7 @@ def count(corpus: Sequences, vocab_size: int) -> np.ndarray:
 
 def create(store: Store, counts: np.ndarray, mask_probability: np.ndarray) -> None:
     """Stores `[V]` counts and float64 `[V]` probabilities, unless they are there."""
-    store.create(KEY, save({"counts": counts, "mask_probability": mask_probability}))
+    store.create(KEY, tensors.save({"counts": counts, "mask_probability": mask_probability}))
 
 
 def digest(store: Store) -> str:
@@ -44,7 +43,13 @@ def read_mask_probability(store: Store) -> np.ndarray:
     Raises:
         UserError: it is missing or damaged.
     """
+    name = f"{store.url}/{KEY}"
     try:
-        return load(store.read(KEY, max_bytes=MAX_BYTES))["mask_probability"]
-    except (FileNotFoundError, KeyError, SafetensorError) as error:
-        raise UserError(f"{store.url}/{KEY} is missing or damaged ({error}); run the build again") from None
+        data = store.read(KEY, max_bytes=MAX_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"{name} is missing; run `teacher-cache build` again") from None
+    with refusing(name, "move it away and run `teacher-cache build` again"):
+        found = tensors.load(data)["mask_probability"]
+        if found.ndim != 1 or found.dtype != np.float64 or not ((found >= 0) & (found <= 1)).all():
+            raise UserError("mask_probability must be a float64 from 0 to 1 for each token")
+        return found

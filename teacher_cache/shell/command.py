@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,9 +16,10 @@ Render = Callable[[Any], str]
 def run(work: Callable[[], Any], *, as_json: bool, render: Render) -> int:
     """Runs a command and prints its result; the exit status.
 
-    0 done; 1 a check found damage (the result's `ok` is False); 2 the user's to mend; 130 interrupted. Results go
-    to standard output, messages to standard error.
+    0 done; 1 a check found damage (the result's `ok` is False); 2 the user's to mend; 130 interrupted, by Ctrl-C or
+    SIGTERM. Results go to standard output, messages to standard error.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         _quiet_transformers()
@@ -25,8 +27,8 @@ def run(work: Callable[[], Any], *, as_json: bool, render: Render) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     print(json.dumps(result, indent=2) if as_json else render(result), flush=True)
     return 0 if not isinstance(result, dict) or result.get("ok", True) else 1

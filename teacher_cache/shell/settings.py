@@ -42,6 +42,16 @@ def load(spec_type: type[Spec], path: str | Path, overrides: Sequence[str] = ())
     return parse(spec_type, values, source=str(path))
 
 
+def from_overrides(spec_type: type[Spec], overrides: Sequence[str]) -> Spec:
+    """A configuration of `key.path=value` overrides alone.
+
+    Raises:
+        UserError: an override is malformed, or a value is refused.
+    """
+    values: Any = OmegaConf.to_container(_overridden(OmegaConf.create({}), overrides), resolve=True)
+    return parse(spec_type, values, source="command line")
+
+
 def parse(spec_type: type[Spec], values: Mapping[Any, Any], *, source: str = "configuration") -> Spec:
     """Builds a configuration dataclass from plain values.
 

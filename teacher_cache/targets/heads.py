@@ -128,7 +128,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         UserError: another model type, or a variant of a family that its published checkpoints do not have.
     """
     model_type = config.get("model_type", "")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"model type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
     for field, value in _ONLY.items():
         if config.get(field, value) != value:
@@ -161,13 +161,34 @@ def head_from_tensors(config: Mapping[str, Any], read: Callable[[str], torch.Ten
     """
     family = family_of(config)
     activation = config[family.activation] if family.activation else "gelu"
-    if activation not in ACT2FN:
+    if not isinstance(activation, str) or activation not in ACT2FN:
         raise UserError(f"activation {activation!r} of config.json is unknown to transformers")
     return OutputHead(
         **{field: read(name) for field, name in head_tensor_names(config).items()},
         norm_eps=config[family.norm_eps] if family.norm_eps else 1e-12,
         activation=activation,
     )
+
+
+def check_sizes(head: OutputHead, *, hidden_size: int, vocab_size: int) -> None:
+    """Whether a head's tensors fit each other and a model.
+
+    Raises:
+        UserError: one has another shape, or holds no floats.
+    """
+    embedding_size = head.dense_weight.shape[0] if head.dense_weight.ndim else 0
+    shapes = {
+        "dense_weight": (embedding_size, hidden_size),
+        "dense_bias": (embedding_size,),
+        "norm_weight": (embedding_size,),
+        "norm_bias": (embedding_size,),
+        "decoder_weight": (vocab_size, embedding_size),
+        "decoder_bias": (vocab_size,),
+    }
+    for name, shape in shapes.items():
+        tensor: torch.Tensor = getattr(head, name)
+        if tensor.shape != shape or not tensor.is_floating_point():
+            raise UserError(f"{name} of its head is {tuple(tensor.shape)} {tensor.dtype}; it must be floats {shape}")
 
 
 def head_of(model: "PreTrainedModel") -> OutputHead:

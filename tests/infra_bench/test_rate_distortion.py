@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from infra.bench import outcome, rate_distortion, report, rivals
-from infra.bench.answers import Answers, States, rank
-from infra.bench.gradients import DenseRows, Deviations, ExactSums, Rows, SparseRows, Student
-from infra.bench.hidden_rivals import Int8, Rotated
-from infra.bench.measure import Measured
-from infra.bench.teaching import cross_entropy
+from infra.bench import outcome, rate_distortion
+from infra.bench.codes import report, rivals
+from infra.bench.codes.answers import Answers, States, rank
+from infra.bench.codes.gradients import DenseRows, Deviations, ExactSums, Rows, SparseRows, Student
+from infra.bench.codes.hidden_rivals import Int8, Rotated
+from infra.bench.codes.measure import Measured
+from infra.bench.codes.teaching import cross_entropy
 from teacher_cache.fidelity.measures import GradientError, kl
 from teacher_cache.targets.heads import OutputHead, head_logits, head_of
 from tests import families

@@ -22,7 +22,7 @@ seeds = st.integers(0, 2**63 - 1)
 num_batches = st.integers(1, 6)
 
 
-def make_order(sizes: list[int], seed: int = 0) -> EpochOrder:
+def make_order(sizes: list[int] | np.ndarray, seed: int = 0) -> EpochOrder:
     return EpochOrder(sizes, philox.key_of("test", seed))
 
 
@@ -136,6 +136,21 @@ def test_more_ranks_than_lanes_leave_some_without_rows():
     shares = [read(order, 70, rank=rank, num_ranks=NUM_LANES + 1)[0] for rank in range(NUM_LANES + 1)]
     assert shares[-1] == []
     assert sorted(itertools.chain(*shares)) == sorted(whole)
+
+
+def test_sizes_may_be_an_array():
+    sizes = [3, 0, 4, 1, 300]
+    assert read(make_order(np.array(sizes)), 7) == read(make_order(sizes), 7)
+
+
+def test_a_place_deep_in_a_million_shards_is_reached_without_walking_to_it():
+    """Two windows of each lane are shuffled at most: 120 of four million."""
+    order = make_order(np.full(1_000_000, 1024))
+    batch = next(order.batches(6000, start_sequence=511_998_000))
+    assert len({tuple(pair) for pair in batch.tolist()}) == 6000
+    assert batch.min() >= 0
+    assert batch.max(axis=0)[1] < 1024
+    assert order._window.cache_info().misses <= 2 * NUM_LANES
 
 
 def test_golden_order():

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 import student_train.cli
 import teacher_cache.cli
 from teacher_cache import open_cache
+from teacher_cache.verify import verify
 from tests import families
 
 MAINS = {"teacher-cache": teacher_cache.cli.main, "student-train": student_train.cli.main}
@@ -257,8 +259,18 @@ class TestProcesses:
         assert done.returncode == 2
         assert (done.stdout, done.stderr) == ("", f"error: configuration file {tmp_path}/none.yaml does not exist\n")
 
-    def test_ctrl_c_ends_quickly_and_the_same_command_goes_on(self, tmp_path: Path) -> None:
-        config = write_config(tmp_path, unit_sequences=1, views=2)  # 60 units
+    @pytest.mark.parametrize(
+        ("interrupt", "workers"),
+        [
+            (signal.SIGINT, 0),
+            (signal.SIGTERM, 0),
+            pytest.param(signal.SIGTERM, 1, marks=pytest.mark.ray),
+        ],
+    )
+    def test_an_interrupt_ends_quickly_and_the_same_command_goes_on(
+        self, interrupt: signal.Signals, workers: int, tmp_path: Path
+    ) -> None:
+        config = write_config(tmp_path, unit_sequences=1, views=2, execution={"num_workers": workers})  # 60 units
         arguments = ["build", config, "--json"]
         process = subprocess.Popen(
             [sys.executable, "-m", "teacher_cache.cli", *arguments],
@@ -266,18 +278,58 @@ class TestProcesses:
             stderr=subprocess.PIPE,
             text=True,
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not list(tmp_path.glob("cache/commits/00000/*.json")):
             assert process.poll() is None, process.stderr
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(interrupt)
         out, err = process.communicate(timeout=10)
         assert (process.returncode, out) == (130, "")
-        assert err == "interrupted; run the same command again to go on\n"
+        message = r"interrupted: \d+ of 30 units of view 0 are committed; run the same command again to go on\n$"
+        assert re.search(message, err), err
+        assert not list(tmp_path.glob("cache/attempts/00000/*.json")), "what was under way is no failed attempt"
         committed = {path: path.read_bytes() for path in tmp_path.glob("cache/commits/*/*.json")}
         assert 0 < len(committed) < 60
         assert open_cache(f"{tmp_path}/cache").num_views < 2
         assert teacher_cache.cli.main(arguments) == 0
         assert open_cache(f"{tmp_path}/cache").num_views == 2
         assert {path: path.read_bytes() for path in committed} == committed, "no unit is done twice"
+
+    @pytest.mark.parametrize("num_builders", [2, 4])
+    def test_builders_at_once_make_one_cache(self, num_builders: int, tmp_path: Path) -> None:
+        config = write_config(tmp_path, unit_sequences=1, views=2)
+        command = [sys.executable, "-m", "teacher_cache.cli", "build", config, "--json"]
+        builders = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(num_builders)
+        ]
+        ended = [builder.communicate() for builder in builders]
+        assert [builder.returncode for builder in builders] == [0] * num_builders, ended
+        assert len({json.loads(out)["num_bytes"] for out, _ in ended}) == 1
+        cache = open_cache(f"{tmp_path}/cache")
+        assert [[shard.unit for shard in cache.manifest(view).shards] for view in (0, 1)] == [list(range(30))] * 2
+        assert verify(cache).ok
+        assert not list(tmp_path.glob("cache/attempts/*/*.json"))
+
+
+def test_views_are_added_on_the_command_line(built: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = shutil.copytree(built, tmp_path / "cache")
+    assert teacher_cache.cli.main(["extend", str(cache), "--views", "2", "num_workers=0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_views"] == 2
+    assert open_cache(str(cache)).num_views == 2
+
+
+def test_damage_is_mended_on_the_command_line(built: str, tmp_path: Path) -> None:
+    cache = shutil.copytree(built, tmp_path / "cache")
+    next(cache.glob("shards/00000/*.labels.parquet")).unlink()
+    assert teacher_cache.cli.main(["verify", str(cache)]) == 1
+    assert teacher_cache.cli.main(["verify", str(cache), "--repair", "num_workers=0"]) == 0
+    assert teacher_cache.cli.main(["verify", str(cache)]) == 0
+
+
+def test_an_execution_that_is_none_is_refused(built: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert teacher_cache.cli.main(["extend", built, "--views", "2", "workers=0"]) == 2
+    (first, second) = lines_of_error(capsys.readouterr())
+    assert first == "command line is refused:"
+    assert second.startswith("  workers: unknown key; valid keys here: num_workers, ")

@@ -17,7 +17,8 @@ from teacher_cache.format.cache import Cache
 from teacher_cache.format.objects import ObjectRef
 from teacher_cache.format.row import Row
 from teacher_cache.format.store import file_sha256
-from teacher_cache.inspect import info, render_rows, sample, show, verify
+from teacher_cache.inspect import info, render_rows, sample, show
+from teacher_cache.verify import verify
 from tests import families
 
 
@@ -207,7 +208,7 @@ class TestTeacherAskedAgain:
             }
             yield replace(last, **changes[wrong])
 
-        monkeypatch.setattr("teacher_cache.inspect.sample", spoiled)
+        monkeypatch.setattr("teacher_cache.verify.sample", spoiled)
         found = verify(open_cache(whole), ask_teacher=True).teacher
         assert found is not None
         assert found.pop(wrong) == pytest.approx(0.5, abs=1e-3)

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -289,28 +290,6 @@ class TestHidden:
                 np.testing.assert_array_equal(full.hidden[layer].astype(np.float16), half.hidden[layer])
 
 
-class TestFailedUnits:
-    def test_one_is_named_the_others_are_committed_and_a_rerun_does_only_that(self, make_spec: MakeSpec) -> None:
-        spec = make_spec()
-
-        def spoil(call: int, states: torch.Tensor) -> torch.Tensor:
-            return states * torch.nan if call == 4 else states  # the first call is the codebook's
-
-        message = r"(?s)1 of 5 units of view 0 failed, all others are committed:\n  unit 2: .*not finite.*again"
-        with counted_calls(spoil) as calls, pytest.raises(UserError, match=message):
-            run(spec)
-        assert len(calls) == 6, "the units after it are done too"
-        committed = {path.stem for path in (Path(spec.cache) / "commits/00000").iterdir()}
-        assert committed == {f"{unit:09d}" for unit in (0, 1, 3, 4)}
-        assert open_cache(spec.cache).num_views == 0
-        with counted_calls() as calls:
-            assert run(spec).num_units_built == 1
-        assert len(calls) == 1
-        reference = make_spec("reference")
-        run(reference)
-        assert shard_digests(spec.cache) == shard_digests(reference.cache)
-
-
 class TestRefusedBeforeAnythingIsWritten:
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -404,6 +383,39 @@ class TestRefusedBeforeTheTeacherIsAsked:
         assert run(make_spec()).num_units_built == 5
 
 
+class TestTeacherOfAnotherBuilder:
+    """As another version of transformers writes it, put by a builder that died before it listed the files."""
+
+    def test_files_written_otherwise_are_taken_if_they_are_the_same_teacher(self, make_spec: MakeSpec) -> None:
+        spec, reference = make_spec(), make_spec("reference")
+        run(reference)
+        there = Path(spec.cache, "teacher/config.json")
+        there.parent.mkdir(parents=True)
+        config = json.loads(Path(reference.cache, "teacher/config.json").read_text())
+        there.write_text(json.dumps(config | {"transformers_version": "4.0.0"}))
+        run(spec)
+        assert json.loads(there.read_text())["transformers_version"] == "4.0.0"
+        assert shard_digests(spec.cache) == shard_digests(reference.cache)
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+    def test_files_of_another_teacher_or_damaged_ones_are_refused(self, name: str, make_spec: MakeSpec) -> None:
+        spec, reference = make_spec(), make_spec("reference")
+        run(reference)
+        there = Path(spec.cache, "teacher", name)
+        there.parent.mkdir(parents=True)
+        data = Path(reference.cache, "teacher", name).read_bytes()
+        changed = {
+            "config.json": re.sub(rb'"layer_norm_eps": [^,]*', b'"layer_norm_eps": 0.1', data),
+            "model.safetensors": data[:-1] + bytes([data[-1] ^ 1]),
+            "tokenizer.json": data.replace(b'"cat"', b'"dog"'),
+        }[name]
+        assert changed != data
+        there.write_bytes(changed)
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"/teacher holds files of another teacher, or damaged ones; delete"):
+                run(spec)
+
+
 class DiesOnce(UnitWorker):
     """Its first call anywhere ends the process, as the out-of-memory killer would."""
 
@@ -430,7 +442,7 @@ class TestOnRay:
     ) -> None:
         here, on_ray = make_spec("here"), make_spec("ray", execution={"num_workers": 2})
         run(here)
-        monkeypatch.setattr("teacher_cache.pipeline.UnitWorker", DiesOnce)
+        monkeypatch.setattr("teacher_cache.views.UnitWorker", DiesOnce)
         run(on_ray)
         assert Path(f"{on_ray.cache}.died").exists()
         assert [unit for unit, *_ in shard_digests(on_ray.cache)] == list(range(5))

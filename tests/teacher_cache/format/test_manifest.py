@@ -1,12 +1,14 @@
 """Commits and sealed manifests."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from teacher_cache.errors import UserError
-from teacher_cache.format import documents, manifest, parquet
+from teacher_cache.format import documents, manifest, parallel
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.format.store import Store
 from tests.teacher_cache.format.samples import DIGESTS, FINGERPRINT, flip, shard
@@ -35,7 +37,7 @@ def test_the_first_commit_wins(store: Store) -> None:
 
 
 def test_a_commit_much_longer_than_ours_wins_all_the_same(store: Store) -> None:
-    first = manifest.Shard(**{**vars(shard(3)), "num_tokens": 10**15})
+    first = replace(shard(3), num_tokens=10**10)
     assert manifest.commit(store, 0, first, FINGERPRINT) == first
     assert manifest.commit(store, 0, shard(3), FINGERPRINT) == first
 
@@ -49,10 +51,10 @@ def test_of_concurrent_commits_all_get_the_winner(store: Store) -> None:
 
 
 def test_a_shard_without_hidden_states_comes_back(store: Store) -> None:
-    plain = manifest.Shard(**{**vars(shard(0)), "hidden": None})
+    plain = replace(shard(0), hidden=None)
     assert manifest.commit(store, 0, plain, FINGERPRINT) == plain
     assert manifest.read_commit(store, 0, 0, FINGERPRINT) == plain
-    assert seal(store, 1).shards == (plain,)
+    assert seal(store, 1).shards[:] == (plain,)
     assert plain.num_bytes == plain.labels.num_bytes
 
 
@@ -62,6 +64,54 @@ def test_committed_units_are_those_of_one_view(store: Store) -> None:
     assert manifest.committed_units(store, 0) == {0, 2, 1_000_000}
     assert manifest.committed_units(store, 1) == {1}
     assert manifest.committed_units(store, 2) == set()
+
+
+def test_what_has_another_name_is_no_committed_unit(store: Store) -> None:
+    commit(store, 7)
+    for name in ("notes.txt", "commit.json", "8.json", "0000000009.json", "-00000001.json"):
+        (Path(store.path("commits/00000")) / name).write_bytes(b"{}")
+    assert manifest.committed_units(store, 0) == {7}
+
+
+DOCUMENT: dict[str, Any] = {"fingerprint": FINGERPRINT, "view": 0, "owner": "o", "shard": asdict(shard(0))}
+LABELS = DOCUMENT["shard"]["labels"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"unit": 1}, "it commits unit 1"),
+        ({"unit": "0"}, "no whole numbers"),
+        ({"num_tokens": -1}, "num_tokens -1; it must be from 0 to"),
+        ({"num_kept": 2**36}, "num_kept 68,719,476,736; it must be from 0 to"),
+        ({"num_labels": True}, "no whole numbers"),
+        ({"num_labels": 1.5}, "no whole numbers"),
+        ({"num_labels": None}, "no whole numbers"),
+        ({"another": 1}, "another"),
+        ({"labels": None}, "no labels"),
+        ({"labels": {}}, "missing"),
+        ({"labels": "text"}, ""),
+        ({"labels": LABELS | {"num_bytes": -999}}, "num_bytes -954; it must be from 0 to"),
+        ({"labels": LABELS | {"num_bytes": "1"}}, "no whole numbers"),
+        ({"labels": LABELS | {"key": "shards/00001/000000000-0000000000000000.labels.parquet"}}, "they belong at"),
+        ({"labels": LABELS | {"key": "../elsewhere"}}, "they belong at"),
+        ({"labels": LABELS | {"sha256": "1" * 64}}, "they belong at"),
+        ({"labels": LABELS | {"sha256": "0" * 63}}, "which is none"),
+        ({"labels": LABELS | {"sha256": 0}}, ""),
+    ],
+)
+def test_a_commit_that_says_what_no_builder_writes_is_refused(store: Store, changes: dict[str, Any], told: str) -> None:
+    document = DOCUMENT | {"shard": DOCUMENT["shard"] | changes}
+    store.create("commits/00000/000000000.json", documents.dump(document))
+    with pytest.raises(UserError, match=rf"000000000\.json is (refused|damaged): .*{told}.*; move it away"):
+        manifest.read_commit(store, 0, 0, FINGERPRINT)
+
+
+@pytest.mark.parametrize("stored", [None, [], "text", {}])
+def test_a_commit_without_a_shard_is_refused(store: Store, stored: Any) -> None:
+    store.create("commits/00000/000000000.json", documents.dump(DOCUMENT | {"shard": stored}))
+    with pytest.raises(UserError, match=r"000000000\.json is damaged: .*; move it away"):
+        manifest.read_commit(store, 0, 0, FINGERPRINT)
 
 
 def test_a_commit_of_another_cache_or_view_is_refused(store: Store) -> None:
@@ -85,10 +135,38 @@ def test_a_sealed_view_lists_its_shards_by_unit(store: Store) -> None:
     commit(store, 2, 0, 1)
     sealed = seal(store, 3)
     assert sealed == manifest.read(store, 0)
-    assert sealed.shards == (shard(0), shard(1), shard(2))
+    assert list(sealed.shards) == [shard(0), shard(1), shard(2)]
     assert (sealed.fingerprint, sealed.view, sealed.generation, sealed.digests) == (FINGERPRINT, 0, 0, DIGESTS)
     assert sealed.sha256 == documents.sha256(Path(store.path(KEY)).read_bytes())
-    assert sealed.num_sequences == 12
+
+
+def test_totals_are_those_of_all_shards(store: Store) -> None:
+    shards = [replace(shard(unit), num_sequences=unit + 1, num_tokens=100 * unit, num_kept=unit) for unit in range(3)]
+    for one in shards:
+        manifest.commit(store, 0, one, FINGERPRINT)
+    sealed = seal(store, 3)
+    assert sealed.sizes.tolist() == [1, 2, 3]
+    assert (sealed.num_sequences, sealed.num_tokens, sealed.num_labels, sealed.num_kept) == (6, 300, 27, 3)
+    assert (sealed.label_bytes, sealed.hidden_bytes, sealed.num_bytes) == (3 * 123, 3 * 45, 3 * 168)
+
+
+def test_more_commits_than_are_read_at_once_are_sealed_in_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "BLOCK", 3)
+    commit(store, *range(8))
+    assert list(seal(store, 8).shards) == [shard(unit) for unit in range(8)]
+
+
+def test_a_view_with_hidden_states_in_some_shards_only_is_not_sealed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(store, 0, 1)
+    manifest.commit(store, 0, replace(shard(2), hidden=None), FINGERPRINT)
+    with pytest.raises(UserError, match="2 of 3 shards of view 0 have hidden states; all or none"):
+        seal(store, 3)
+    monkeypatch.setattr(parallel, "BLOCK", 2)
+    with pytest.raises(UserError, match="some units of view 0 have hidden states and some have not"):
+        seal(store, 3)
+    assert manifest.newest_generation(store, 0) is None
 
 
 def test_sealing_twice_is_fine(store: Store) -> None:
@@ -115,27 +193,6 @@ def test_an_unsealed_view_cannot_be_read(store: Store) -> None:
     commit(store, 0)
     with pytest.raises(UserError, match="view 0 is not sealed; finish it with `teacher-cache build`"):
         manifest.read(store, 0)
-
-
-def test_the_newest_generation_is_read(store: Store) -> None:
-    commit(store, 0)
-    seal(store, 1)
-    for generation, digit in ((1, "a"), (2, "b")):
-        put_generation(store, 0, generation, digit)
-    assert manifest.newest_generation(store, 0) == 2
-    repaired = manifest.read(store, 0)
-    assert (repaired.generation, repaired.shards) == (2, (shard(0, "b"),))
-
-
-def put_generation(store: Store, view: int, generation: int, digit: str) -> None:
-    """What a repair writes: a copy of generation 0, but for its generation and its shards."""
-    rows, metadata = parquet.read_list(store.read(KEY, max_bytes=10**6), name=KEY)
-    changed = [
-        row | {"labels_key": shard(0, digit).labels.key, "hidden_key": shard(0, digit).hidden.key} for row in rows
-    ]
-    changed = [row | {"labels_sha256": digit * 64, "hidden_sha256": digit * 64} for row in changed]
-    data = parquet.write_list(changed, manifest._SCHEMA, metadata=metadata | {"generation": generation})
-    store.create(f"manifests/{view:05d}-{generation:05d}.parquet", data)
 
 
 @pytest.mark.parametrize("other", ["manifests/00001-00000.parquet", "manifests/00000-00001.parquet"])

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import torch
 
-from infra.bench.answers import Answers
-from infra.bench.gradients import Rows
+from infra.bench.codes.answers import Answers
+from infra.bench.codes.gradients import Rows
 
 OURS = "ours"
 

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from infra.bench.answers import Answers, Teacher, ask, chunks, places_of, rank
-from infra.bench.contenders import Encoded
-from infra.bench.gradients import DenseRows, Rows
+from infra.bench.codes.answers import Answers, Teacher, ask, chunks, places_of, rank
+from infra.bench.codes.contenders import Encoded
+from infra.bench.codes.gradients import DenseRows, Rows
 from student_train.config import LossWeights, OptimizerConfig, StudentConfig
 from student_train.loop import make_optimizer, schedule
 from student_train.student import build_student, encode_student

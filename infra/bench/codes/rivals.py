@@ -13,9 +13,9 @@ from typing import Literal
 
 import torch
 
-from infra.bench.answers import Answers
-from infra.bench.contenders import Encoded
-from infra.bench.gradients import SparseRows
+from infra.bench.codes.answers import Answers
+from infra.bench.codes.contenders import Encoded
+from infra.bench.codes.gradients import SparseRows
 
 Term = int | Literal["sqrt"]
 VALUE_BITS = 16

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import torch
 
-from infra.bench.answers import Answers
-from infra.bench.contenders import Encoded
-from infra.bench.ours import PackedLabels, replayed
+from infra.bench.codes.answers import Answers
+from infra.bench.codes.contenders import Encoded
+from infra.bench.codes.ours import PackedLabels, replayed
 from teacher_cache.targets.heads import OutputHead
 
 STEPS = torch.linspace(0.05, 4, 80)

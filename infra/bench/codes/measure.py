@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from infra.bench.answers import CHUNK_POSITIONS, Answers, chunks
-from infra.bench.contenders import OURS, Codec, Encoded
-from infra.bench.gradients import Deviations, ExactSums, Student
+from infra.bench.codes.answers import CHUNK_POSITIONS, Answers, chunks
+from infra.bench.codes.contenders import OURS, Codec, Encoded
+from infra.bench.codes.gradients import Deviations, ExactSums, Student
 from teacher_cache.targets.heads import OutputHead, head_logits
 
 STUDENTS = ("late", "early")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from infra.bench.answers import Answers, chunks
-from infra.bench.contenders import OURS, Encoded
-from infra.bench.gradients import DenseRows, SparseRows
+from infra.bench.codes.answers import Answers, chunks
+from infra.bench.codes.contenders import OURS, Encoded
+from infra.bench.codes.gradients import DenseRows, SparseRows
 from teacher_cache.targets import hidden_fit
 from teacher_cache.targets.heads import OutputHead
 from teacher_cache.targets.hidden_code import HiddenCode

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.bench.contenders import OURS
-from infra.bench.measure import FEW_POSITIONS, STUDENTS, TEMPERATURES, Data, Measured
+from infra.bench.codes.contenders import OURS
+from infra.bench.codes.measure import FEW_POSITIONS, STUDENTS, TEMPERATURES, Data, Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,41 @@
+"""URLs of stores: one spelling each, and no secret in any that is written down or shown."""
+
+import os
+import re
+from urllib.parse import urlsplit
+
+from teacher_cache.errors import UserError
+
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
+_QUERY_SECRET = re.compile(
+    r"(?i)([?&][\w-]*(?:signature|sig|token|credential|accesskeyid|password|secret)=)[^&\s\"')]+"
+)
+
+
+def normal_url(url: str) -> str:
+    """Local paths become absolute (workers run elsewhere), URLs lose a trailing slash.
+
+    Raises:
+        UserError: the URL carries a password or a query, such as a signature; it would be written into the cache.
+    """
+    if "://" in url and not url.startswith("file://"):
+        _refuse_secrets(url)
+        return url.rstrip("/")
+    return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+
+
+def redacted(text: str) -> str:
+    """A text, for example an error's, without passwords and signatures of the URLs in it."""
+    return _QUERY_SECRET.sub(r"\1…", _PASSWORD.sub("…@", text))
+
+
+def _refuse_secrets(url: str) -> None:
+    shown = redacted(url)
+    if urlsplit(url).password is not None:
+        raise UserError(f"{shown} carries a password, which would be written down; give credentials by the environment")
+    if "?" in url:
+        # What an unknown parameter means is not known either, so that none is repeated.
+        raise UserError(
+            f"{shown.partition('?')[0]}?… carries a query, as signed URLs do; "
+            "give the folder's URL alone, and credentials by the environment"
+        )

@@ -1,0 +1,95 @@
+"""Who may write where: any number of builders where the store decides who was first, else one at a time."""
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from teacher_cache.errors import UserError
+from teacher_cache.format import documents
+from teacher_cache.format.probe import probe
+from teacher_cache.format.store import Store
+
+CLAIM_KEY = "writer.json"
+BEAT_S, STALE_S = 30.0, 300.0
+"""How often a builder says that it is alive, and after how long silence it is taken for dead."""
+SETTLE_S = 2.0
+"""For another's claim of the same moment to show."""
+
+
+@contextlib.contextmanager
+def writable(url: str) -> Iterator[Store]:
+    """The store of a cache for its builder.
+
+    Where the store has no put-if-absent, this builder claims the cache, and its driver alone commits.
+
+    Raises:
+        UserError: the store lets several writers win, and another builder is at work.
+    """
+    store = Store(url)
+    if probe(store):
+        yield store
+        return
+    print(
+        f"{store.url}: this store does not refuse to create what exists, so only one builder may run at a time; "
+        "it is claimed for this one",
+        file=sys.stderr,
+    )
+    alone = Store(url, single_writer=True)
+    with _claimed(alone):
+        yield alone
+
+
+@contextlib.contextmanager
+def _claimed(store: Store) -> Iterator[None]:
+    owner, stop = uuid.uuid4().hex, threading.Event()
+    _refuse_if_claimed(store)
+    _claim(store, owner)
+    time.sleep(SETTLE_S)
+    if _read(store).get("owner") != owner:
+        raise UserError(f"{store.url}: another builder claimed this cache at the same moment; wait for it to end")
+
+    def beat() -> None:
+        while not stop.wait(BEAT_S):
+            with contextlib.suppress(Exception):  # the next one may pass; the build itself tells what is wrong
+                _claim(store, owner)
+
+    thread = threading.Thread(target=beat, name="claim", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        with contextlib.suppress(UserError):
+            store.delete_folder(CLAIM_KEY)
+
+
+def _refuse_if_claimed(store: Store) -> None:
+    there = _read(store)
+    silent_s = time.time() - there.get("time", 0)
+    if silent_s < STALE_S:
+        raise UserError(
+            f"{store.url}: another builder is at work ({there.get('host')}, process {there.get('process')}, last heard "
+            f"of {silent_s:.0f} s ago) and this store cannot tell two apart; wait for it, or, if it is dead, "
+            f"{STALE_S:.0f} s or delete {store.url}/{CLAIM_KEY}"
+        )
+
+
+def _claim(store: Store, owner: str) -> None:
+    told = {"owner": owner, "host": socket.gethostname(), "process": os.getpid(), "time": int(time.time())}
+    store.replace(CLAIM_KEY, documents.dump(told))
+
+
+def _read(store: Store) -> dict[str, Any]:
+    """The claim there; empty where there is none that can be read."""
+    try:
+        data = store.read(CLAIM_KEY, max_bytes=documents.MAX_DOCUMENT_BYTES)
+        return documents.parse(data, name=f"{store.url}/{CLAIM_KEY}")
+    except FileNotFoundError:
+        return {}

@@ -1,0 +1,306 @@
+"""Units that fail, die, or are another builder's; views added later; damage mended."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from teacher_cache import UserError, build, open_cache, pipeline, units, views
+from teacher_cache.config import CacheSpec, ExecutionConfig
+from teacher_cache.format import attempts, manifest
+from teacher_cache.format.row import Row
+from teacher_cache.format.store import Store
+from teacher_cache.pipeline import BuildSummary
+from teacher_cache.shell.settings import to_dict
+from teacher_cache.verify import verify
+from teacher_cache.workers import UnitWorker
+from tests.caches import make_spec
+
+IN_PROCESS = ExecutionConfig(num_workers=0, gpus_per_worker=0)
+UNIT = 2
+"""Of five; the one that is in trouble."""
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> CacheSpec:
+    return make_spec(tmp_path / "cache")
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> CacheSpec:
+    """Of the same content as `spec`, and built."""
+    made = make_spec(tmp_path / "reference")
+    run(made)
+    return made
+
+
+def run(spec: CacheSpec) -> BuildSummary:
+    return build(spec, progress=False)
+
+
+def digests(cache: str, view: int = 0) -> list[tuple[str, str]]:
+    shards = open_cache(cache).manifest(view).shards
+    return [(shard.labels.sha256, shard.hidden.sha256) for shard in shards if shard.hidden]
+
+
+def marks(cache: str) -> dict[int, list[str]]:
+    return attempts.marks(Store(cache), 0)
+
+
+@contextmanager
+def asked(answer: Callable[[int, int, list[Row]], list[Row]] | None = None) -> Iterator[list[tuple[int, int]]]:
+    """Lists unit and micro-batch tokens of each time the teacher is asked; `answer` may change what it says."""
+    calls: list[tuple[int, int]] = []
+    real = units.compute_unit
+
+    def compute_unit(sequences: Any, view: int, **arguments: Any) -> list[Row]:
+        unit = sequences[0].sequence_id // 8
+        calls.append((unit, arguments["batch_tokens"]))
+        rows = real(sequences, view, **arguments)
+        return answer(unit, len(calls), rows) if answer else rows
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(units, "compute_unit", compute_unit)
+        yield calls
+
+
+def fails_at(unit: int, error: Exception) -> Callable[[int, int, list[Row]], list[Row]]:
+    def answer(asked_unit: int, _: int, rows: list[Row]) -> list[Row]:
+        if asked_unit == unit:
+            raise error
+        return rows
+
+    return answer
+
+
+class TestPoison:
+    @pytest.mark.parametrize(
+        "error", [UserError("not finite"), torch.OutOfMemoryError("CUDA out of memory"), MemoryError()]
+    )
+    def test_a_unit_is_given_up_after_three_smaller_and_smaller_tries_and_the_others_are_committed(
+        self, error: Exception, spec: CacheSpec, reference: CacheSpec
+    ) -> None:
+        message = r"(?s)1 of 5 units of view 0 failed, all others are committed:\n  unit 2 \(sequences 16 to 23\), "
+        with asked(fails_at(UNIT, error)) as calls, pytest.raises(UserError, match=message) as raised:
+            run(spec)
+        assert str(error) in str(raised.value)
+        assert "3 attempts" in str(raised.value)
+        assert [tokens for unit, tokens in calls if unit == UNIT] == [16384, 4096, 1024]
+        assert manifest.committed_units(Store(spec.cache), 0) == {0, 1, 3, 4}
+        assert open_cache(spec.cache).num_views == 0
+        with asked() as calls:
+            assert run(spec).num_units_built == 1
+        assert calls == [(UNIT, 16384)], "given up in one build is not given up for ever"
+        assert digests(spec.cache) == digests(reference.cache)
+        assert marks(spec.cache) == {}
+
+    def test_a_unit_that_fits_a_smaller_micro_batch_is_no_failure(self, spec: CacheSpec) -> None:
+        def answer(unit: int, _: int, rows: list[Row]) -> list[Row]:
+            if unit == UNIT and sum(1 for asked_unit, _ in calls if asked_unit == UNIT) < 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return rows
+
+        with asked(answer) as calls:
+            run(spec)
+        assert sorted(unit for unit, _ in calls) == [0, 1, 2, 2, 2, 3, 4]
+        assert open_cache(spec.cache).num_views == 1
+        assert marks(spec.cache) == {}
+
+    def test_a_store_that_fails_ends_the_build_at_the_first_unit(self, spec: CacheSpec) -> None:
+        Path(spec.cache).mkdir()
+        Path(spec.cache, "commits").write_text("a file in place of a folder")
+        with asked() as calls, pytest.raises(UserError, match=r"a file where a folder is needed"):
+            run(spec)
+        assert len(calls) <= 1
+
+
+KILLED_AT_A_UNIT = f"""
+import os, sys
+from teacher_cache import cli, units
+real = units.compute_unit
+def compute_unit(sequences, view, **arguments):
+    if sequences[0].sequence_id // 8 == {UNIT}:
+        os._exit(9)  # as the out-of-memory killer would end it
+    return real(sequences, view, **arguments)
+units.compute_unit = compute_unit
+sys.exit(cli.main(["build", *sys.argv[1:]]))
+"""
+
+
+class TestDeath:
+    def test_a_unit_that_kills_its_process_is_tried_last_and_given_up_by_the_fourth_build(
+        self, spec: CacheSpec, reference: CacheSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = tmp_path / "cache.json"
+        config.write_text(json.dumps(to_dict(spec)))
+        for num_marks in (1, 2):
+            attempts.begin(Store(spec.cache), view=0, unit=UNIT, run=f"dead{num_marks}")
+        done = subprocess.run([sys.executable, "-c", KILLED_AT_A_UNIT, str(config)], capture_output=True, text=True)
+        assert done.returncode == 9, done.stderr
+        assert manifest.committed_units(Store(spec.cache), 0) == {0, 1, 3, 4}, "it was tried last"
+        assert len(marks(spec.cache)[UNIT]) == 3
+        monkeypatch.setattr(views, "GRACE_S", 0.1)
+        with asked() as calls, pytest.raises(UserError, match=r"(?s)unit 2 .*, 3 attempts: its process died\n"):
+            run(spec)
+        assert calls == []
+        with asked() as calls:
+            run(spec)
+        assert calls == [(UNIT, 16384)]
+        assert digests(spec.cache) == digests(reference.cache)
+
+    def test_marks_of_a_builder_that_commits_soon_are_no_failure(self, spec: CacheSpec, reference: CacheSpec) -> None:
+        """As four builders that begin at one moment: the last to come to a unit finds three marks on it."""
+        with asked(fails_at(UNIT, UserError("stop"))), pytest.raises(UserError):
+            run(spec)
+        for builder in range(3):
+            attempts.begin(Store(spec.cache), view=0, unit=UNIT, run=f"builder{builder}")
+        commit = Path(reference.cache, f"commits/00000/{UNIT:09d}.json")
+        shards = list(Path(reference.cache, "shards/00000").glob(f"{UNIT:09d}-*"))
+
+        def others_commit(_: float) -> None:
+            for path in shards:
+                shutil.copy(path, Path(spec.cache, "shards/00000"))
+            shutil.copy(commit, Path(spec.cache, "commits/00000"))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(views.time, "sleep", others_commit)
+            run(spec)
+        assert digests(spec.cache) == digests(reference.cache)
+
+
+class TestUnitsOfOthers:
+    def test_a_unit_that_another_builder_commits_meanwhile_is_not_computed(
+        self, spec: CacheSpec, reference: CacheSpec
+    ) -> None:
+        def another_finishes(unit: int, num_calls: int, rows: list[Row]) -> list[Row]:
+            if num_calls == 1:
+                shutil.copytree(Path(reference.cache, "shards"), Path(spec.cache, "shards"), dirs_exist_ok=True)
+                for path in Path(reference.cache, "commits/00000").glob("*.json"):
+                    if int(path.stem) != unit:
+                        target = Path(spec.cache, "commits/00000")
+                        target.mkdir(parents=True, exist_ok=True)
+                        shutil.copy(path, target)
+            return rows
+
+        with asked(another_finishes) as calls:
+            assert run(spec).num_units_built == 1
+        assert len(calls) == 1
+        assert digests(spec.cache) == digests(reference.cache)
+
+
+class TestExtend:
+    def test_views_are_added_without_corpus_and_teacher(self, tmp_path: Path, spec: CacheSpec) -> None:
+        run(spec)
+        reference = make_spec(tmp_path / "reference", views=3)
+        run(reference)
+        shutil.rmtree(spec.teacher.model)
+        Path(spec.corpus.paths[0]).unlink()
+        before = {path: path.read_bytes() for path in Path(spec.cache).rglob("*") if path.is_file()}
+        summary = pipeline.extend(spec.cache, views=3, execution=IN_PROCESS, progress=False)
+        assert (summary.num_views, summary.num_units_built) == (3, 10)
+        assert [digests(spec.cache, view) for view in range(3)] == [digests(reference.cache, view) for view in range(3)]
+        assert {path: path.read_bytes() for path in before} == before
+
+    def test_a_cache_with_as_many_views_is_left_alone(self, spec: CacheSpec) -> None:
+        run(spec)
+        with asked() as calls:
+            assert pipeline.extend(spec.cache, views=1, execution=IN_PROCESS, progress=False).num_units_built == 0
+        assert calls == []
+
+    @pytest.mark.parametrize("lacking", ["sequences/manifest.parquet", "codebook.safetensors"])
+    def test_a_cache_at_its_beginning_needs_a_build_first(self, lacking: str, spec: CacheSpec) -> None:
+        run(spec)
+        Path(spec.cache, lacking).unlink()
+        with pytest.raises(UserError, match=r"is at its beginning; run `teacher-cache build`"):
+            pipeline.extend(spec.cache, views=2, execution=IN_PROCESS, progress=False)
+
+
+def only(cache: str, pattern: str) -> Path:
+    (path,) = Path(cache).glob(pattern)
+    return path
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+class TestRepair:
+    def test_damaged_and_missing_shards_are_healed_where_they_lie(self, spec: CacheSpec) -> None:
+        run(spec)
+        sound = digests(spec.cache)
+        flip(only(spec.cache, f"shards/00000/{UNIT:09d}-*.labels.parquet"))
+        only(spec.cache, "shards/00000/000000004-*.hidden.parquet").unlink()
+        assert verify(open_cache(spec.cache)).bad_units == [(0, UNIT), (0, 4)]
+        with asked() as calls:
+            found = pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False)
+        assert sorted(unit for unit, _ in calls) == [UNIT, 4]
+        assert found.ok
+        assert digests(spec.cache) == sound
+        assert open_cache(spec.cache).manifest(0).generation == 0
+
+    def test_a_teacher_that_answers_otherwise_makes_a_generation_and_open_readers_keep_theirs(
+        self, spec: CacheSpec
+    ) -> None:
+        run(spec)
+        reader = open_cache(spec.cache)
+        old = reader.manifest(0)
+        only(spec.cache, f"shards/00000/{UNIT:09d}-*.labels.parquet").unlink()
+
+        def otherwise(_: int, __: int, rows: list[Row]) -> list[Row]:
+            return [replace(row, topk_logits=row.topk_logits * 1.5) for row in rows]
+
+        with asked(otherwise):
+            assert pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False).ok
+        new = open_cache(spec.cache).manifest(0)
+        assert (old.generation, new.generation) == (0, 1)
+        changed = [shard.unit for shard, before in zip(new.shards, old.shards, strict=True) if shard != before]
+        assert changed == [UNIT]
+        assert reader.manifest(0).sha256 == old.sha256
+
+    def test_what_the_teacher_cannot_mend_is_left_and_told(self, spec: CacheSpec) -> None:
+        run(spec)
+        flip(Path(spec.cache, "codebook.safetensors"))
+        with asked() as calls:
+            found = pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False)
+        assert (found.ok, found.bad_units, calls) == (False, [], [])
+        assert any("codebook.safetensors" in problem for problem in found.problems)
+
+    def test_a_teacher_that_fails_changes_nothing(self, spec: CacheSpec) -> None:
+        run(spec)
+        flip(only(spec.cache, f"shards/00000/{UNIT:09d}-*.labels.parquet"))
+        with asked(fails_at(UNIT, MemoryError())), pytest.raises(UserError, match=r"view 0 is not repaired, .*unit 2"):
+            pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False)
+        assert verify(open_cache(spec.cache)).bad_units == [(0, UNIT)]
+
+
+class DiesAtUnit(UnitWorker):
+    """One unit ends every process that computes it."""
+
+    def _build(self, view: int, unit: int, batch_tokens: int) -> Any:
+        if unit == UNIT:
+            os._exit(9)
+        return super()._build(view, unit, batch_tokens)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+def test_a_unit_that_kills_every_actor_is_given_up_and_the_others_are_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(tmp_path / "cache", execution={"num_workers": 2, "gpus_per_worker": 0})
+    monkeypatch.setattr(views, "UnitWorker", DiesAtUnit)
+    monkeypatch.setattr(views, "GRACE_S", 0.1)
+    with pytest.raises(UserError, match=r"(?s)1 of 5 units .*unit 2 .*, 3 attempts: its process died\n"):
+        run(spec)
+    assert manifest.committed_units(Store(spec.cache), 0) == {0, 1, 3, 4}
