@@ -79,7 +79,7 @@ class EpochOrder:
         while low < high:  # the last whole round that ends at or before `place`
             middle = (low + high + 1) // 2
             low, high = (middle, high) if np.minimum(self._lane_rows, middle).sum() <= place else (low, middle - 1)
-        taken = np.minimum(self._lane_rows, low)
+        taken: np.ndarray = np.minimum(self._lane_rows, low)
         still_giving = np.flatnonzero(self._lane_rows > low)
         taken[still_giving[: place - int(taken.sum())]] += 1
         return taken

@@ -8,7 +8,8 @@ import numpy as np
 from student_train.order import epoch_order
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.row import Row
-from teacher_cache.format.shard import BLOCK_SEQUENCES, ShardReader
+from teacher_cache.format.shard import ShardReader
+from teacher_cache.format.shard_columns import BLOCK_SEQUENCES
 
 OPEN_SHARDS = 256
 

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from teacher_cache.config import ExecutionConfig
+from teacher_cache.errors import UserError
 from teacher_cache.shell.ray_session import gpus_each, ray_session
 
 Item = dict[str, Any]
@@ -76,10 +77,20 @@ class OnRay:
     def _map(self, items: Sequence[Item], work: Any, **resources: Any) -> Iterator[Item]:
         import ray
 
-        if items:
-            # One block an item: one call, one receipt.
-            dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+        if not items:
+            return
+        # One block an item: one call, one receipt.
+        dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+        try:
             yield from dataset.map(work, **resources).iter_rows()
+        except ray.exceptions.RayTaskError:  # ours
+            raise
+        except ray.exceptions.RayError as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"the Ray cluster failed ({type(error).__name__}: {reason}); what is committed stays, run the same "
+                "command again to go on"
+            ) from None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -184,17 +184,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kills, max_s = (QUICK_KILLS, QUICK_MAX_S) if options.quick else (options.kills, MAX_S)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         counts = Chaos(chaos_work.make(Path(folder)), kills=kills, max_s=max_s, seed=options.seed).run()
-    print(json.dumps(asdict(counts), indent=2) if options.json else render(counts))
+    print(render(counts, as_json=options.json))
     return 0 if counts.ok else 1
 
 
-def render(counts: Counts) -> str:
-    """The counts as lines of name and value."""
-    values = asdict(counts) | {"wall_s": round(counts.wall_s), "kills": _listed(counts.kills)}
-    ends = "\n".join(f"  {number} x {what}" for what, number in values.pop("ends").items())
+def render(counts: Counts, *, as_json: bool) -> str:
+    """The counts as JSON, or as lines of name and value."""
+    if as_json:
+        return json.dumps(vars(counts), indent=2)
+    values = vars(counts) | {"wall_s": round(counts.wall_s), "kills": _listed(counts.kills)}
     values["undisturbed_s"] = {name: round(seconds, 1) for name, seconds in counts.undisturbed_s.items()}
+    del values["ends"]
     lines = [f"{name.replace('_', ' '):14}{value}" for name, value in values.items()]
-    return "\n".join([*lines, *([f"failures:\n{ends}"] if ends else []), "ok" if counts.ok else "NOT ok"])
+    ends = [f"  {number} x {what}" for what, number in counts.ends.items()]
+    return "\n".join([*lines, *(["failures:", *ends] if ends else []), "ok" if counts.ok else "NOT ok"])
 
 
 def _listed(kills: Counter[str]) -> str:

@@ -67,8 +67,7 @@ class RunningBuild:
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            self._driver.poll()  # reaps it
-            psutil.wait_procs(left, timeout=5)
+            time.sleep(POLL_S)
         self._driver.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -83,7 +82,7 @@ class RunningBuild:
     def last_words(self) -> str:
         """What the build said at its end."""
         lines = (self._folder / "err").read_text(errors="replace").strip().splitlines()
-        return f"status {self._driver.returncode}: {' | '.join(lines[-3:])[:300]}"
+        return f"status {self._driver.returncode}: {' | '.join(lines[-3:])[:200]}"
 
     def _alive(self) -> list[psutil.Process]:
         """The build's processes: those of its session, whoever is their parent by now."""

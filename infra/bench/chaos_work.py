@@ -12,8 +12,8 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(a + b + c for a in "bdfgklmn" for b in "aiou" for c in "prst")
 SEQUENCE_LENGTH = 64
-NUM_FILES, FILE_DOCUMENTS = 2, 90
-UNIT_SEQUENCES = 6
+NUM_FILES, FILE_DOCUMENTS = 2, 360
+UNIT_SEQUENCES = 24
 NUM_VIEWS = 1
 UNITS_PER_VIEW = NUM_FILES * FILE_DOCUMENTS // UNIT_SEQUENCES
 

@@ -95,8 +95,9 @@ def _seal_seconds(figures: Sequence[Figure], num_units: int) -> float:
 
 
 def ratios(figures: Sequence[Figure]) -> dict[str, float]:
-    """Growth from one size to the next: 10 is linear. CPU time, as other work on the machine does not show in it; and the
-    memory that a step adds. Less than 10 ms and 1 MB are noise."""
+    """Growth from one size to the next, 10 is linear: of CPU time, which other work on the machine does not change, and
+    of the memory that a step adds. Less than 10 ms or 1 MB is noise.
+    """
     grown = {}
     for step in STEPS:
         for before, after in pairwise(figure for figure in figures if figure.step == step):

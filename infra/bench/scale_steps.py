@@ -51,6 +51,7 @@ IDENTITY = parse(
         "unit_sequences": UNIT_SEQUENCES,
     },
 )
+FINGERPRINT = IDENTITY.fingerprint
 COUNTS = {"num_sequences": UNIT_SEQUENCES, "num_tokens": 524_000, "num_labels": 78_000, "num_kept": 123_000}
 OBJECT_BYTES = 14_800_000
 
@@ -79,7 +80,7 @@ def make_commits(folder: Path, units: Iterable[int]) -> None:
     """As `manifest.commit` does, but left to the disk's own time."""
     (folder / "commits/00000").mkdir(parents=True, exist_ok=True)
     for unit in units:
-        document = {"fingerprint": IDENTITY.fingerprint, "view": 0, "owner": "0" * 32}
+        document = {"fingerprint": FINGERPRINT, "view": 0, "owner": "0" * 32}
         data = documents.dump({**document, "shard": asdict(made_shard(unit))})
         (folder / f"commits/00000/{unit:09d}.json").write_bytes(data)
 
@@ -98,14 +99,16 @@ def make_sealed(folder: Path, num_units: int) -> None:
     store = Store(str(folder))
     spec.create_or_check(store, IDENTITY, {})
     draw = np.random.default_rng(0)
-    columns = {
-        name: draw.integers(0, 256, (num_units, 32), dtype=np.uint8)
-        if name.endswith("sha256")
-        else COUNTS.get(name, OBJECT_BYTES) - draw.integers(0, 1 if name == "num_sequences" else 1000, num_units)
-        for name in column_names(True)
-    }
+    columns = {name: _column(name, num_units, draw) for name in column_names(True)}
     shards = Shards(view=0, columns=columns)
-    manifest.create(store, shards, generation=0, fingerprint=IDENTITY.fingerprint, digests=DIGESTS)
+    manifest.create(store, shards, generation=0, fingerprint=FINGERPRINT, digests=DIGESTS)
+
+
+def _column(name: str, num_units: int, draw: np.random.Generator) -> np.ndarray:
+    if name.endswith("sha256"):
+        return draw.integers(0, 256, (num_units, 32), dtype=np.uint8)
+    spread = 1 if name == "num_sequences" else 1000
+    return COUNTS.get(name, OBJECT_BYTES) - draw.integers(0, spread, num_units)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def plan(folder: Path, num_units: int) -> None:
 
 def seal(folder: Path, num_units: int) -> None:
     store = Store(str(folder))
-    manifest.seal(store, view=0, num_units=num_units, fingerprint=IDENTITY.fingerprint, digests=DIGESTS)
+    manifest.seal(store, view=0, num_units=num_units, fingerprint=FINGERPRINT, digests=DIGESTS)
 
 
 def open_sealed(folder: Path, num_units: int) -> None:

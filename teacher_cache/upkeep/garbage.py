@@ -1,7 +1,7 @@
 """What no reader of a cache will ever ask for, found and deleted.
 
-Builders leave it when they die: shards and parts of attempts that another's commit outran, files half written, the
-objects by which a store was tried.
+Builders leave it when they die: shards and parts of attempts that another's commit outran, marks of attempts, files
+half written, the objects by which a store was tried.
 
 Deleting must not race with a builder who is about to list what lies there already, for content-addressed objects are
 not written twice. So only what belongs to something sealed is garbage: every unit of a sealed view is committed, a
@@ -27,6 +27,7 @@ from teacher_cache.format.store import Store
 DAY_S = 86_400.0
 SHARD = re.compile(r"shards/(\d+)/\d+-[0-9a-f]{16}\.(labels|hidden)\.parquet")
 PART = re.compile(r"sequences/parts/\d+-\d+-[0-9a-f]{16}\.parquet")
+ATTEMPT = re.compile(r"attempts/(\d+)/[^/]+\.json")
 TRANSIENT = re.compile(r"(.*/)?\.[0-9a-f]{32}\.tmp(\.link)?|probe/.*")
 """Files half written, in folders only, and objects that tried a store."""
 
@@ -136,6 +137,8 @@ def _shard_keys(store: Store, view: int, generation: int) -> set[str]:
 def _is_garbage(key: str, sealed: _Sealed) -> bool:
     if shard := SHARD.fullmatch(key):
         return int(shard[1]) in sealed.generations and key not in sealed.shards
+    if attempt := ATTEMPT.fullmatch(key):
+        return int(attempt[1]) in sealed.generations
     if PART.fullmatch(key):
         return sealed.parts is not None and key not in sealed.parts
     return bool(TRANSIENT.fullmatch(key))

@@ -1,6 +1,7 @@
 """The kill test's checks see what they are there to see; and a short run of it."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,15 @@ def test_what_must_be_zero_decides() -> None:
         wrong: dict[str, Any] = {name: 1}
         assert not replace(good, **wrong).ok
     assert not chaos.Counts().ok, "nothing was tried"
+
+
+def test_counts_are_told_by_name() -> None:
+    counts = chaos.Counts(kills=Counter(driver=2, actor=3), ends=Counter({"gcs killed, status 1": 4}))
+    told = json.loads(chaos.render(counts, as_json=True))
+    assert (told["kills"], told["ends"], told["stuck"]) == ({"driver": 2, "actor": 3}, {"gcs killed, status 1": 4}, 0)
+    lines = chaos.render(counts, as_json=False)
+    assert "5: actor 3, driver 2" in lines
+    assert "  4 x gcs killed, status 1\nNOT ok" in lines
 
 
 def test_a_killed_build_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
