@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 KEPT_CHECKPOINTS = 2
 """The newest, and the one before it, in case a worker still reads it."""

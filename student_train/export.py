@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 from student_train.config import StudentSpec
 from student_train.loop import StepReport
 from teacher_cache.format.cache import Cache
-from teacher_cache.format.store import Store
 from teacher_cache.shell.settings import to_dict
+from teacher_cache.storage.store import Store
 
 MODEL_PREFIX = "model"
 

@@ -19,9 +19,9 @@ from student_train.export import MODEL_PREFIX, export
 from student_train.loop import DivergedError, Rank, StepReport, Trainer
 from student_train.run_log import RunLog
 from teacher_cache.errors import UserError
-from teacher_cache.format.store import Store, normal_url
 from teacher_cache.shell.ray_session import gpus_each, ray_session
 from teacher_cache.shell.settings import parse, to_dict
+from teacher_cache.storage.store import Store, normal_url
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,8 @@ from teacher_cache.errors import UserError
 from teacher_cache.format import documents, philox
 from teacher_cache.format.cache import Cache, open_cache
 from teacher_cache.format.row import Row
-from teacher_cache.format.store import Store
 from teacher_cache.shell.settings import to_dict
+from teacher_cache.storage.store import Store
 from teacher_cache.targets.batching import group_by_tokens
 from teacher_cache.targets.heads import OutputHead, head_of
 from teacher_cache.targets.soft_labels import check_stored

@@ -10,7 +10,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from student_train.loop import StepReport
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 METRICS_KEY = "metrics.jsonl"
 MAX_METRICS_BYTES = 2**30

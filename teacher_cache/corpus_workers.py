@@ -18,7 +18,7 @@ from teacher_cache.format.cache import open_cache
 from teacher_cache.format.objects import ObjectRef
 from teacher_cache.format.sequences import TokenisedFile
 from teacher_cache.format.spec import Identity
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 
 class DescribeFile:

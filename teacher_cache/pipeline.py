@@ -25,10 +25,10 @@ from teacher_cache.format.cache import open_cache
 from teacher_cache.format.refusal import refusing
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.spec import CorpusIdentity, FileIdentity, Identity, TeacherIdentity
-from teacher_cache.format.store import Store
-from teacher_cache.format.urls import redacted
 from teacher_cache.masking import rare_probabilities
 from teacher_cache.single_writer import writable
+from teacher_cache.storage.store import Store
+from teacher_cache.storage.urls import redacted
 from teacher_cache.verify import Verification, verify
 from teacher_cache.views import Built, Job, build_view, repair_view
 from teacher_cache.workers import CodebookWorker

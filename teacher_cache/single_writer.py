@@ -12,8 +12,8 @@ from typing import Any
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents
-from teacher_cache.format.probe import probe
-from teacher_cache.format.store import Store
+from teacher_cache.storage.probe import probe
+from teacher_cache.storage.store import Store
 
 CLAIM_KEY = "writer.json"
 BEAT_S, STALE_S = 30.0, 300.0

@@ -18,7 +18,7 @@ from teacher_cache.format import spec as spec_file
 from teacher_cache.format.manifest import Digests, Shard
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.spec import Identity
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 from teacher_cache.workers import Receipt, UnitWorker
 
 GRACE_S = 60.0

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 
 def create_at_once(store: Store, key: str, contents: Sequence[bytes]) -> list[bool]:

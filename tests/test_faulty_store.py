@@ -18,8 +18,8 @@ from student_train import train
 from teacher_cache import CacheSpec, UserError, build, open_cache
 from teacher_cache.format import manifest
 from teacher_cache.format.cache import Cache
-from teacher_cache.format.store import Store
 from teacher_cache.shell.settings import to_dict
+from teacher_cache.storage.store import Store
 from tests import caches, faults, s3
 from tests.ceph import Gateway
 from tests.faults import Faults, Proxy
@@ -131,7 +131,7 @@ def check_undisturbed_by(disturbance: Faults, proxy: Proxy, bucket: str, undistu
 
 RACER = f"""
 import json, sys
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 store, body = Store(sys.argv[1]), sys.argv[2].encode()
 sys.stdin.read(1)
 print(json.dumps([store.create(f"race/{{race}}", body) for race in range({NUM_RACES})]))
@@ -227,7 +227,7 @@ build(parse(CacheSpec, json.loads(sys.argv[1])), progress=False)
 
 UPLOADER = """
 import sys
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 Store(sys.argv[1]).create("large", bytes(64 * 2**20))
 """
 

@@ -21,8 +21,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from student_train import StudentSpec, train
 from teacher_cache import CacheSpec, UserError, build, open_cache
 from teacher_cache.format import documents
-from teacher_cache.format.store import Store
 from teacher_cache.shell.settings import parse, to_dict
+from teacher_cache.storage.store import Store
 from teacher_cache.verify import verify
 from tests import races
 from tests import s3 as s3_server

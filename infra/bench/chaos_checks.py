@@ -11,7 +11,7 @@ import numpy as np
 from teacher_cache.format import manifest
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.row import Row
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 CREATED_ONCE = (
     "spec.json",

@@ -17,7 +17,7 @@ from teacher_cache.format.coder import Coder
 from teacher_cache.format.manifest import Shard
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.shard import ShardReader
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

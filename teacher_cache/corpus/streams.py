@@ -13,7 +13,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from teacher_cache.errors import UserError
-from teacher_cache.format import store_errors as format_errors
+from teacher_cache.storage import errors as storage_errors
 
 CHUNK_BYTES = 1 << 20
 
@@ -31,7 +31,7 @@ def split_compression(url: str) -> tuple[str, str | None]:
 def store_errors(url: str) -> Iterator[None]:
     """Turns what a store or a decoder raises into one `UserError` line that names the URL and the cause."""
     try:
-        with format_errors.store_errors(url):
+        with storage_errors.store_errors(url):
             yield
     except UserError:
         raise

@@ -9,7 +9,7 @@ import uuid
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 MAX_ATTEMPTS = 3
 

@@ -17,8 +17,8 @@ from teacher_cache.format.refusal import refusing
 from teacher_cache.format.row import Row
 from teacher_cache.format.shard_list import Shards
 from teacher_cache.format.spec import Identity
-from teacher_cache.format.store import Store
 from teacher_cache.format.teacher_files import SavedTeacher
+from teacher_cache.storage.store import Store
 
 if TYPE_CHECKING:  # torch is loaded only by who decodes
     from teacher_cache.format.coder import Coder

@@ -13,7 +13,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.format import documents, tensors
 from teacher_cache.format.refusal import refusing
 from teacher_cache.format.spec import Identity
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 if TYPE_CHECKING:  # torch is loaded only by who makes or reads a codebook
     from teacher_cache.targets.hidden_code import HiddenCode

@@ -11,10 +11,10 @@ import numpy as np
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents, parquet
 from teacher_cache.format.objects import ObjectRef
-from teacher_cache.format.parallel import in_blocks
 from teacher_cache.format.refusal import refusing
 from teacher_cache.format.shard_list import COUNTS, Shard, Shards, check_columns, check_shard, columns_of
-from teacher_cache.format.store import Store
+from teacher_cache.storage.parallel import in_blocks
+from teacher_cache.storage.store import Store
 
 __all__ = ["Digests", "Manifest", "Shard", "Shards"]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teacher_cache.format import documents
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

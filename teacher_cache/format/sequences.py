@@ -19,11 +19,11 @@ from pydantic import TypeAdapter
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents, parquet
 from teacher_cache.format.objects import ObjectRef, put_content
-from teacher_cache.format.parallel import in_blocks
 from teacher_cache.format.parquet import Column
 from teacher_cache.format.refusal import refusing
 from teacher_cache.format.spec import MAX_SEQUENCE_LENGTH
-from teacher_cache.format.store import Store
+from teacher_cache.storage.parallel import in_blocks
+from teacher_cache.storage.store import Store
 
 MANIFEST_KEY = "sequences/manifest.parquet"
 MAX_MANIFEST_BYTES = 2**31

@@ -38,7 +38,7 @@ from teacher_cache.format.shard_columns import (
     labels_columns,
 )
 from teacher_cache.format.spec import Identity
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 from teacher_cache.targets.soft_labels import SoftLabels
 
 HIDDEN_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}

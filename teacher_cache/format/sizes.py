@@ -3,7 +3,7 @@
 from teacher_cache.format import parquet
 from teacher_cache.format.manifest import Shard
 from teacher_cache.format.objects import ObjectRef
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 PARTS = ("hidden", "soft_labels", "inputs", "overhead")
 _SOFT_LABELS = {"topk_ids", "topk_logits", "rest", "soft_labels"}

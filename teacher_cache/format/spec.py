@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents
 from teacher_cache.format.refusal import refusing
-from teacher_cache.format.store import Store
 from teacher_cache.shell.settings import STRICT, explain, to_dict
+from teacher_cache.storage.store import Store
 
 FORMAT_VERSION: Final = 2
 REMEDY = "restore it, or move it away and run `teacher-cache build` again"

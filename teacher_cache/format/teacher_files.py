@@ -16,7 +16,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.format import documents, parquet
 from teacher_cache.format.objects import ObjectRef
 from teacher_cache.format.refusal import refusing
-from teacher_cache.format.store import Store, file_sha256
+from teacher_cache.storage.store import Store, file_sha256
 
 if TYPE_CHECKING:  # torch and transformers are loaded only by who asks for more than the names of files
     from teacher_cache.targets.heads import Family, OutputHead

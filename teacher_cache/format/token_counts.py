@@ -8,7 +8,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.format import documents, tensors
 from teacher_cache.format.refusal import refusing
 from teacher_cache.format.sequences import Sequences
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 KEY = "sequences/token_counts.safetensors"
 MAX_BYTES = 2**28

@@ -16,8 +16,8 @@ from teacher_cache.format.cache import Cache
 from teacher_cache.format.manifest import MAX_MANIFEST_BYTES, Manifest
 from teacher_cache.format.objects import ObjectRef
 from teacher_cache.format.sequences import Sequences
-from teacher_cache.format.store import Store
 from teacher_cache.single_writer import writable
+from teacher_cache.storage.store import Store
 
 SPEC_KEY = "spec.json"
 NUM_THREADS = 4

@@ -22,7 +22,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.format import manifest
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.sequences import Sequences
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 DAY_S = 86_400.0
 SHARD = re.compile(r"shards/(\d+)/\d+-[0-9a-f]{16}\.(labels|hidden)\.parquet")

@@ -10,7 +10,7 @@ from infra.bench import scale, scale_steps
 from infra.bench.scale import Figure
 from infra.bench.scale_steps import Taken, made_shard
 from teacher_cache.format import manifest
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 
 NUM_UNITS = 9
 """Enough for a global batch in mid-epoch."""

@@ -10,7 +10,7 @@ from student_train import checkpoint
 from student_train.config import StudentSpec
 from student_train.loop import Trainer
 from teacher_cache.errors import UserError
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 from tests.student_train import runs
 
 STEPS, SAVED = 6, 3

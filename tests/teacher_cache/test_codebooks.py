@@ -18,7 +18,7 @@ from teacher_cache.codebooks import SAMPLE_POSITIONS, sample_ids
 from teacher_cache.config import CacheSpec
 from teacher_cache.format import codebook, documents
 from teacher_cache.format.cache import Cache
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 from teacher_cache.teacher import Teacher
 from teacher_cache.verify import verify
 from tests import caches, families

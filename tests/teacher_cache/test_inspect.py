@@ -16,8 +16,8 @@ from teacher_cache.format import documents
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.objects import ObjectRef
 from teacher_cache.format.row import Row
-from teacher_cache.format.store import file_sha256
 from teacher_cache.inspect import info, render_rows, sample, show
+from teacher_cache.storage.store import file_sha256
 from teacher_cache.verify import verify
 from tests import families
 

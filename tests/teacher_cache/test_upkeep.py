@@ -13,9 +13,9 @@ from student_train import StudentSpec, train
 from teacher_cache import CacheSpec, UserError, build, open_cache, units
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.row import Row
-from teacher_cache.format.store import Store
 from teacher_cache.pipeline import repair
 from teacher_cache.shell.settings import parse
+from teacher_cache.storage.store import Store
 from teacher_cache.upkeep import garbage
 from teacher_cache.upkeep.copies import copy
 from teacher_cache.upkeep.garbage import gc

@@ -18,9 +18,9 @@ from teacher_cache import UserError, build, open_cache, pipeline, units, views
 from teacher_cache.config import CacheSpec, ExecutionConfig
 from teacher_cache.format import attempts, manifest
 from teacher_cache.format.row import Row
-from teacher_cache.format.store import Store
 from teacher_cache.pipeline import BuildSummary
 from teacher_cache.shell.settings import to_dict
+from teacher_cache.storage.store import Store
 from teacher_cache.verify import verify
 from teacher_cache.workers import UnitWorker
 from tests.caches import make_spec

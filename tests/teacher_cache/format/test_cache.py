@@ -15,7 +15,7 @@ from teacher_cache.format.objects import put_content
 from teacher_cache.format.row import Row
 from teacher_cache.format.shard import encode
 from teacher_cache.format.spec import Identity
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 from teacher_cache.targets.soft_labels import keep_top
 from tests.families import VOCAB_SIZE, make_model, save_pretrained
 from tests.teacher_cache.format.samples import DIGESTS, PLAIN, flip, identity, shard

@@ -15,8 +15,8 @@ import torch
 from teacher_cache.errors import UserError
 from teacher_cache.format import codebook, documents
 from teacher_cache.format.coder import Coder
-from teacher_cache.format.store import Store
 from teacher_cache.shell.settings import to_dict
+from teacher_cache.storage.store import Store
 from tests.teacher_cache.format.coded import HEAD, VOCABULARY, coded_identity, make_coder
 from tests.teacher_cache.format.samples import identity
 from tests.teacher_cache.test_hidden_code import make_head

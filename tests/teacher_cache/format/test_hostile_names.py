@@ -22,8 +22,8 @@ import torch
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents, manifest, sequences, spec, tensors, token_counts
 from teacher_cache.format.cache import Cache, open_cache
-from teacher_cache.format.store import Store
 from teacher_cache.format.teacher_files import SavedTeacher, fetch
+from teacher_cache.storage.store import Store
 from tests import caches
 from tests.teacher_cache.format.forgery import read_in_little_memory
 

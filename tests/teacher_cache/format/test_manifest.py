@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from teacher_cache.errors import UserError
-from teacher_cache.format import documents, manifest, parallel
+from teacher_cache.format import documents, manifest
 from teacher_cache.format.manifest import Manifest
-from teacher_cache.format.store import Store
+from teacher_cache.storage import parallel
+from teacher_cache.storage.store import Store
 from tests.teacher_cache.format.samples import DIGESTS, FINGERPRINT, flip, shard
 
 KEY = "manifests/00000-00000.parquet"

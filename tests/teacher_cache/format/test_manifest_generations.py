@@ -9,7 +9,7 @@ import pytest
 from teacher_cache.errors import UserError
 from teacher_cache.format import manifest, parquet
 from teacher_cache.format.manifest import Manifest, Shard
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 from tests.teacher_cache.format.samples import DIGESTS, FINGERPRINT, shard
 
 NUM_UNITS = 3

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from teacher_cache.errors import UserError
-from teacher_cache.format import parallel, parquet, sequences
+from teacher_cache.format import parquet, sequences
 from teacher_cache.format.sequences import Sequences, TokenisedFile
-from teacher_cache.format.store import Store
+from teacher_cache.storage import parallel
+from teacher_cache.storage.store import Store
 from tests.teacher_cache.format.samples import FINGERPRINT
 
 MANIFEST = r"sequences/manifest\.parquet"

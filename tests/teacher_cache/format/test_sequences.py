@@ -9,7 +9,7 @@ import pytest
 from teacher_cache.errors import UserError
 from teacher_cache.format import sequences
 from teacher_cache.format.sequences import Sequences, TokenisedFile
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 from tests.teacher_cache.format.samples import FINGERPRINT, flip
 
 

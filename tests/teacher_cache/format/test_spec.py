@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents, spec
 from teacher_cache.format.spec import Identity, differences
-from teacher_cache.format.store import Store
 from teacher_cache.shell.settings import parse, to_dict
+from teacher_cache.storage.store import Store
 from tests.teacher_cache.format.samples import flip, identity
 
 GOLDEN_FINGERPRINT = "7da2c56bd3f11e134a5d742e58f0ddaed41bfa50ae60ad5580d8b7aa7ec72821"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from teacher_cache.errors import StoreError, UserError
-from teacher_cache.format.urls import redacted
+from teacher_cache.storage.urls import redacted
 
 FULL_CODES = ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage")
 """What stores call a full store, Ceph first."""

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from teacher_cache.errors import StoreError
-from teacher_cache.format import documents, retries
-from teacher_cache.format.store import Store
+from teacher_cache.format import documents
+from teacher_cache.storage import retries
+from teacher_cache.storage.store import Store
 from tests import faults, races, s3
 from tests.faults import KINDS, Faults, Proxy
 

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from teacher_cache.errors import StoreError
-from teacher_cache.format.store_errors import brief, is_transient, server_status
-from teacher_cache.format.urls import redacted
+from teacher_cache.storage.errors import brief, is_transient, server_status
+from teacher_cache.storage.urls import redacted
 
 PATIENCE_S = 120.0
 """From a request's first failure, as a large upload may take longer; after that no further attempt begins."""

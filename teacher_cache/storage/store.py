@@ -11,12 +11,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from teacher_cache.errors import StoreError, UserError
-from teacher_cache.format import local_files
-from teacher_cache.format.disk_cache import DiskCache
-from teacher_cache.format.local_files import file_sha256
-from teacher_cache.format.retries import patiently
-from teacher_cache.format.store_errors import server_status, store_errors
-from teacher_cache.format.urls import normal_url
+from teacher_cache.storage import local_files
+from teacher_cache.storage.disk_cache import DiskCache
+from teacher_cache.storage.errors import server_status, store_errors
+from teacher_cache.storage.local_files import file_sha256
+from teacher_cache.storage.retries import patiently
+from teacher_cache.storage.urls import normal_url
 
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 """What a key may look like: no empty, hidden or parent parts, so that no key leaves the cache's folder."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache.format.probe import probe
-from teacher_cache.format.store import Store
+from teacher_cache.storage.probe import probe
+from teacher_cache.storage.store import Store
 from tests import faults, s3
 from tests.faults import Faults, Proxy
 

@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 
 from teacher_cache.errors import UserError
-from teacher_cache.format.local_files import file_sha256
+from teacher_cache.storage.local_files import file_sha256
 
 SIZE_VARIABLE = "TEACHER_CACHE_DISK_BYTES"
 """Names the bound in the environment; without it, half of what would be free with no copies there."""

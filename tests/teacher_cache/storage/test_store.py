@@ -9,7 +9,7 @@ import pytest
 
 from teacher_cache.errors import StoreError, UserError
 from teacher_cache.format import documents
-from teacher_cache.format.store import Store
+from teacher_cache.storage.store import Store
 from tests import races
 from tests.teacher_cache.format.samples import flip
 

@@ -13,7 +13,7 @@ import pytest
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents
-from teacher_cache.format.disk_cache import ABANDONED_S, IN_USE_S, SIZE_VARIABLE, DiskCache, default_folder
+from teacher_cache.storage.disk_cache import ABANDONED_S, IN_USE_S, SIZE_VARIABLE, DiskCache, default_folder
 
 SIZE = 1000
 CONTENTS = [bytes([65 + number]) * SIZE for number in range(6)]
@@ -166,7 +166,7 @@ def test_a_process_killed_in_a_download_leaves_no_copy_and_no_lock(folder: Path)
     program = f"""
 import os, signal
 from pathlib import Path
-from teacher_cache.format.disk_cache import DiskCache
+from teacher_cache.storage.disk_cache import DiskCache
 def download():
     yield b"A" * 500
     os.kill(os.getpid(), signal.SIGKILL)

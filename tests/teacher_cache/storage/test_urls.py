@@ -3,9 +3,9 @@
 import pytest
 
 from teacher_cache.errors import UserError
-from teacher_cache.format.store import Store
-from teacher_cache.format.store_errors import store_errors
-from teacher_cache.format.urls import redacted
+from teacher_cache.storage.errors import store_errors
+from teacher_cache.storage.store import Store
+from teacher_cache.storage.urls import redacted
 
 SECRET = "hunter2"
 URLS = [

@@ -3,8 +3,8 @@
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
-from teacher_cache.format import local_files
-from teacher_cache.format.store import ConditionRefusedError, Store
+from teacher_cache.storage import local_files
+from teacher_cache.storage.store import ConditionRefusedError, Store
 
 NUM_ROUNDS, NUM_WRITERS = 2, 8
 """Some stores look, then write, with no lock between: a race of two might not show it."""
