@@ -10,7 +10,7 @@ import numpy as np
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents, parquet
-from teacher_cache.format.objects import ObjectRef
+from teacher_cache.format.objects import MAX_LIST_BYTES, ObjectRef, create_list
 from teacher_cache.format.refusal import refusing
 from teacher_cache.format.shard_list import COUNTS, Shard, Shards, check_columns, check_shard, columns_of
 from teacher_cache.storage.parallel import in_blocks
@@ -18,7 +18,6 @@ from teacher_cache.storage.store import Store
 
 __all__ = ["Digests", "Manifest", "Shard", "Shards"]
 
-MAX_MANIFEST_BYTES = 2**31
 COMMIT_REMEDY = "move it away and run `teacher-cache build` again, which asks the teacher about its unit anew"
 
 
@@ -170,9 +169,9 @@ def add_generation(store: Store, sealed: Manifest, replaced: Mapping[int, Shard]
 
 def create(store: Store, shards: Shards, *, generation: int, fingerprint: str, digests: Digests) -> bool:
     """Writes a manifest that lists `shards`; False if another is there."""
-    metadata = {"fingerprint": fingerprint, "view": shards.view, "generation": generation}
-    data = parquet.write_list(shards.columns, metadata={**metadata, "digests": dataclasses.asdict(digests)})
-    return store.create(_manifest_key(shards.view, generation), data)
+    metadata: dict[str, Any] = {"fingerprint": fingerprint, "view": shards.view, "generation": generation}
+    metadata["digests"] = dataclasses.asdict(digests)
+    return create_list(store, _manifest_key(shards.view, generation), shards.columns, metadata=metadata)
 
 
 def newest_generation(store: Store, view: int) -> int | None:
@@ -196,7 +195,7 @@ def read(store: Store, view: int, generation: int | None = None) -> Manifest:
         )
     key = _manifest_key(view, chosen)
     try:
-        data = store.read(key, max_bytes=MAX_MANIFEST_BYTES)
+        data = store.read(key, max_bytes=MAX_LIST_BYTES)
     except FileNotFoundError:
         raise UserError(f"{store.url}/{key} is missing: view {view} has no generation {chosen}") from None
     name = f"{store.url}/{key}"

@@ -1,10 +1,16 @@
-"""References to content-addressed objects: what manifests and commits list."""
+"""Objects as a cache has them: named by their content, and listed in manifests."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from teacher_cache.format import documents
+import numpy as np
+
+from teacher_cache.format import documents, parquet
 from teacher_cache.storage.store import Store
+
+MAX_LIST_BYTES = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,3 +36,19 @@ def put_content(store: Store, prefix: str, suffix: str, data: bytes) -> ObjectRe
     if not store.create(key, data):
         store.replace(key, data)
     return ObjectRef(key=key, sha256=digest, num_bytes=len(data))
+
+
+def create_list(store: Store, key: str, columns: Mapping[str, np.ndarray], *, metadata: dict[str, Any]) -> bool:
+    """Creates a manifest; False if one that lists anything else is there.
+
+    Builders with two versions of Arrow write the same list in two ways.
+
+    Raises:
+        UserError: the one there is damaged.
+    """
+    if store.create(key, parquet.write_list(columns, metadata=metadata)):
+        return True
+    data = store.read(key, max_bytes=MAX_LIST_BYTES)
+    there, metadata_there = parquet.read_list(data, name=f"{store.url}/{key}")
+    same_names = (metadata_there, there.keys()) == (metadata, columns.keys())
+    return same_names and all(np.array_equal(values, there[name]) for name, values in columns.items())

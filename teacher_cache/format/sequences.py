@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents, parquet
-from teacher_cache.format.objects import ObjectRef, put_content
+from teacher_cache.format.objects import MAX_LIST_BYTES, ObjectRef, create_list, put_content
 from teacher_cache.format.parquet import Column
 from teacher_cache.format.refusal import refusing
 from teacher_cache.format.spec import MAX_SEQUENCE_LENGTH
@@ -26,7 +26,6 @@ from teacher_cache.storage.parallel import in_blocks
 from teacher_cache.storage.store import Store
 
 MANIFEST_KEY = "sequences/manifest.parquet"
-MAX_MANIFEST_BYTES = 2**31
 PART_SEQUENCES = 65_536
 ROW_GROUP_SEQUENCES = 1024
 COMMIT_REMEDY = "move it away and run `teacher-cache build` again"
@@ -117,7 +116,7 @@ def seal(store: Store, num_files: int, fingerprint: str) -> None:
     first_documents = [0, *accumulate(tokenised.num_documents for tokenised in files)]
     columns = _columns(files, first_documents[:-1])
     metadata = {"fingerprint": fingerprint, "num_documents": first_documents[-1]}
-    if not store.create(MANIFEST_KEY, parquet.write_list(columns, metadata=metadata)):
+    if not create_list(store, MANIFEST_KEY, columns, metadata=metadata):
         raise UserError(f"{store.url}/{MANIFEST_KEY} exists and lists other sequences; use a new cache URL")
 
 
@@ -130,7 +129,7 @@ class Sequences:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        data = store.read(MANIFEST_KEY, max_bytes=MAX_MANIFEST_BYTES)
+        data = store.read(MANIFEST_KEY, max_bytes=MAX_LIST_BYTES)
         self.sha256 = documents.sha256(data)
         name = f"{store.url}/{MANIFEST_KEY}"
         columns, metadata = parquet.read_list(data, name=name)

@@ -13,8 +13,8 @@ from typing import TypeVar
 from teacher_cache.errors import UserError
 from teacher_cache.format import codebook, documents, manifest, sequences, spec, teacher_files, token_counts
 from teacher_cache.format.cache import Cache
-from teacher_cache.format.manifest import MAX_MANIFEST_BYTES, Manifest
-from teacher_cache.format.objects import ObjectRef
+from teacher_cache.format.manifest import Manifest
+from teacher_cache.format.objects import MAX_LIST_BYTES, ObjectRef
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.single_writer import writable
 from teacher_cache.storage.store import Store
@@ -168,7 +168,7 @@ def _named(store: Store, key: str, digest: str) -> ObjectRef:
 
 def _read(store: Store, key: str) -> bytes:
     try:
-        return store.read(key, max_bytes=MAX_MANIFEST_BYTES)
+        return store.read(key, max_bytes=MAX_LIST_BYTES)
     except FileNotFoundError:
         raise UserError(f"{store.url}/{key} is missing; run `teacher-cache verify {store.url}`") from None
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from hypothesis.extra import numpy as hnp
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import parquet
+from teacher_cache.format.objects import create_list
+from teacher_cache.storage.store import Store
 
 Columns = Mapping[str, np.ndarray]
 
@@ -119,3 +122,18 @@ def test_the_digest_is_as_the_format_describes_it() -> None:
     whole = b'{"columns":"%s","metadata":{"view":1}}' % hashlib.sha256(content).hexdigest().encode()
     _, metadata = parquet.open_file(parquet.write_list(columns, metadata={"view": 1}), name="x")
     assert metadata == {"view": 1, "sha256": hashlib.sha256(whole).hexdigest()}
+
+
+def test_the_same_list_as_another_version_of_arrow_writes_it_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, columns = Store(str(tmp_path)), {"number": np.arange(3)}
+    monkeypatch.setattr(parquet, "ZSTD_LEVEL", 1 + parquet.ZSTD_LEVEL)
+    monkeypatch.setattr(parquet, "LIST_GROUP_ROWS", 2)
+    assert create_list(store, "list.parquet", columns, metadata={"view": 0})
+    monkeypatch.undo()
+    assert store.read("list.parquet", max_bytes=10_000) != parquet.write_list(columns, metadata={"view": 0})
+    assert create_list(store, "list.parquet", columns, metadata={"view": 0})
+    assert not create_list(store, "list.parquet", columns, metadata={"view": 1})
+    assert not create_list(store, "list.parquet", {"number": np.arange(4)}, metadata={"view": 0})
+    assert not create_list(store, "list.parquet", {"other": np.arange(3)}, metadata={"view": 0})
