@@ -393,3 +393,21 @@ def run_command(module: str, *arguments: str) -> dict[str, object]:
     assert done.returncode == 0, done.stderr[-3000:]
     result: dict[str, object] = json.loads(done.stdout[done.stdout.index("{\n") :])
     return result
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("num_builders", [2, 4])
+def test_builders_at_once_make_one_cache(num_builders: int, ceph: str, teacher: Path, tmp_path: Path) -> None:
+    put_corpus(f"{ceph}/corpus")
+    spec = cache_spec(ceph, teacher, unit_sequences=6)
+    config = tmp_path / "cache.yaml"
+    config.write_text(json.dumps(to_dict(spec)))
+    with ThreadPoolExecutor(num_builders) as builders:
+        told = list(builders.map(lambda _: run_command("teacher_cache.cli", "build", str(config)), range(num_builders)))
+    assert len({summary["num_bytes"] for summary in told}) == 1
+    cache = open_cache(spec.cache)
+    for view in (0, 1):
+        shards = cache.manifest(view).shards
+        assert [shard.unit for shard in shards] == list(range(len(shards)))
+    assert verify(cache).ok
+    assert Store(spec.cache).list("attempts/00000") == []

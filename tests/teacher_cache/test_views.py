@@ -24,6 +24,7 @@ from teacher_cache.storage.store import Store
 from teacher_cache.verify import verify
 from teacher_cache.workers import UnitWorker
 from tests.caches import make_spec
+from tests.disks import grow, small_disk
 
 IN_PROCESS = ExecutionConfig(num_workers=0, gpus_per_worker=0)
 UNIT = 2
@@ -114,6 +115,28 @@ class TestPoison:
         assert sorted(unit for unit, _ in calls) == [0, 1, 2, 2, 2, 3, 4]
         assert open_cache(spec.cache).num_views == 1
         assert marks(spec.cache) == {}
+
+    @pytest.mark.parametrize("num_shards", [1, 6])
+    def test_a_full_disk_ends_the_build_with_one_message_and_it_goes_on_when_there_is_room(
+        self, num_shards: int, tmp_path: Path, reference: CacheSpec
+    ) -> None:
+        """Room for some of the shards' ten objects."""
+        shards = sorted(Path(reference.cache, "shards").rglob("*.parquet"))
+        others = [path for path in Path(reference.cache).rglob("*") if path not in shards and path.suffix != ".json"]
+        num_kib = sum(-(-path.stat().st_size // 4096) * 4 for path in [*others, *shards[:num_shards]])
+        spec = make_spec(tmp_path / "made")
+        with small_disk(tmp_path / "disk", num_kib=num_kib) as disk:
+            spec = replace(spec, cache=str(disk / "cache"))
+            with asked() as calls, pytest.raises(UserError, match=r"it is full \(No space left.*run the command again"):
+                run(spec)
+            num_committed = len(manifest.committed_units(Store(spec.cache), 0))
+            assert len(calls) == num_committed + 1 < 5, "it ends at the first unit that finds no room"
+            grow(disk, num_kib=10 * num_kib)
+            with asked() as calls:
+                run(spec)
+            assert len(calls) == 5 - num_committed
+            assert digests(spec.cache) == digests(reference.cache)
+            assert verify(open_cache(spec.cache)).ok
 
     def test_a_store_that_fails_ends_the_build_at_the_first_unit(self, spec: CacheSpec) -> None:
         Path(spec.cache).mkdir()

@@ -1,8 +1,5 @@
 """Objects in a local folder; object stores are tried in tests/test_object_storage.py."""
 
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ from teacher_cache.errors import StoreError, UserError
 from teacher_cache.format import documents
 from teacher_cache.storage.store import Store
 from tests import races
+from tests.disks import small_disk
 from tests.teacher_cache.format.samples import flip
 
 NUM_THREADS = 16
@@ -130,30 +128,16 @@ def test_fetch_names_a_missing_object(store: Store) -> None:
         store.fetch("a/b", digest="0" * 64, num_bytes=1)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if (
-        os.getuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False).returncode
-    ):
-        pytest.skip("needs root who may mount a small disk")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.parametrize("single_writer", [False, True])
-def test_a_full_disk_is_one_message_and_nothing_half_written(small_disk: Path, single_writer: bool) -> None:
-    store = Store(str(small_disk / "cache"), single_writer=single_writer)
-    assert store.create("a", bytes(20_000))
-    with pytest.raises(
-        StoreError, match=rf"^{store.url}: it is full \(No space left.*; free space .* run the command again"
-    ):
-        store.create("b", bytes(60_000))
-    assert files(store) == {"a"}
-    assert store.create("c", bytes(20_000)), "the failed attempt takes no room"
+def test_a_full_disk_is_one_message_and_nothing_half_written(tmp_path: Path, single_writer: bool) -> None:
+    with small_disk(tmp_path / "disk", num_kib=64) as disk:
+        store = Store(str(disk / "cache"), single_writer=single_writer)
+        assert store.create("a", bytes(20_000))
+        message = rf"^{store.url}: it is full \(No space left.*; free space .* run the command again"
+        with pytest.raises(StoreError, match=message):
+            store.create("b", bytes(60_000))
+        assert files(store) == {"a"}
+        assert store.create("c", bytes(20_000)), "the failed attempt takes no room"
 
 
 def test_a_local_url_is_absolute_wherever_the_process_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
