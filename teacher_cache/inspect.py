@@ -27,23 +27,19 @@ def info(cache: Cache) -> dict[str, Any]:
 
 def _view_info(cache: Cache, view: int) -> dict[str, Any]:
     sealed = cache.manifest(view)
-    shards = sealed.shards
-    num_tokens, num_kept = sum(shard.num_tokens for shard in shards), sum(shard.num_kept for shard in shards)
-    label_bytes = sum(shard.labels.num_bytes for shard in shards)
-    hidden_bytes = sum(shard.hidden.num_bytes for shard in shards if shard.hidden)
     return {
         "view": view,
         "generation": sealed.generation,
         "manifest_sha256": sealed.sha256,
-        "num_shards": len(shards),
+        "num_shards": len(sealed.shards),
         "num_sequences": sealed.num_sequences,
-        "num_tokens": num_tokens,
-        "num_labels": sum(shard.num_labels for shard in shards),
-        "num_kept": num_kept,
-        "label_bytes": label_bytes,
-        "hidden_bytes": hidden_bytes,
-        "bytes_per_token": (label_bytes + hidden_bytes) / num_tokens,
-        "bytes_per_kept_position": (label_bytes + hidden_bytes) / max(num_kept, 1),
+        "num_tokens": sealed.num_tokens,
+        "num_labels": sealed.num_labels,
+        "num_kept": sealed.num_kept,
+        "label_bytes": sealed.label_bytes,
+        "hidden_bytes": sealed.hidden_bytes,
+        "bytes_per_token": sealed.num_bytes / sealed.num_tokens,
+        "bytes_per_kept_position": sealed.num_bytes / max(sealed.num_kept, 1),
     }
 
 

@@ -103,14 +103,13 @@ class Cache:
 
     def rows(self, view: int = 0, start: int = 0, stop: int | None = None) -> Iterator[Row]:
         """Decoded rows of sequences `start` to `stop` (excluded; None: all), in the order of their ids."""
-        first = 0
-        for shard in self.manifest(view).shards:
-            end = first + shard.num_sequences
-            if end > start and (stop is None or first < stop):
-                for row in self.open_shard(shard).rows():
-                    if start <= row.sequence_id and (stop is None or row.sequence_id < stop):
-                        yield row
-            first = end
+        sealed = self.manifest(view)
+        stops = np.cumsum(sealed.sizes)
+        last = sealed.num_sequences if stop is None else stop
+        for unit in range(int(np.searchsorted(stops, start, "right")), int(np.searchsorted(stops, last)) + 1):
+            if unit < len(stops):
+                rows = self.open_shard(sealed.shards[unit]).rows()
+                yield from (row for row in rows if start <= row.sequence_id < last)
 
     def replay(self, row: Row, temperature: float) -> np.ndarray:
         """The teacher's whole rows at a temperature: probabilities `[K, V]`, float32.

@@ -98,7 +98,8 @@ def read_commit(store: Store, file: int) -> TokenisedFile:
 
 def committed_files(store: Store) -> set[int]:
     """Corpus files that need no tokenising again."""
-    return {int(key.rsplit("/", 1)[1].removesuffix(".json")) for key in store.list("sequences/commits")}
+    names = (key.rsplit("/", 1)[1].removesuffix(".json") for key in store.list("sequences/commits"))
+    return {int(name) for name in names if name.isdecimal()}
 
 
 def _commit_key(file: int) -> str:
