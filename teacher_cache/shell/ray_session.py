@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 from teacher_cache.errors import UserError
@@ -29,6 +31,7 @@ def ray_session(*, address: str | None, num_cpus: int, log_to_driver: bool) -> I
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     cluster = address or os.environ.get("RAY_ADDRESS")
+    on_sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
         if cluster:
             ray.init(address=cluster, log_to_driver=log_to_driver, logging_level=logging.WARNING)
@@ -46,6 +49,8 @@ def ray_session(*, address: str | None, num_cpus: int, log_to_driver: bool) -> I
             )
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {cluster}: {error}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler aborts the process
     try:
         yield
     finally:

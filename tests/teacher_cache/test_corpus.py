@@ -144,7 +144,7 @@ class TestResolve:
             raise error
 
         monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.ls", refuse)
-        with pytest.raises(UserError, match=r"^\S*\.txt(: access denied| cannot be read: Access Denied)"):
+        with pytest.raises(UserError, match=r"^\S*\.txt: (access denied|the store cannot be reached \(Access Denied\))"):
             resolve([f"{tmp_path}/*.txt"], "auto")
 
 
