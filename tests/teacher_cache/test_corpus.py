@@ -144,7 +144,8 @@ class TestResolve:
             raise error
 
         monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.ls", refuse)
-        with pytest.raises(UserError, match=r"^\S*\.txt: (access denied|the store cannot be reached \(Access Denied\))"):
+        message = r"^\S*\.txt: (access denied|the store cannot be reached \(Access Denied\))"
+        with pytest.raises(UserError, match=message):
             resolve([f"{tmp_path}/*.txt"], "auto")
 
 
