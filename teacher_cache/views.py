@@ -157,15 +157,15 @@ def _check_failed(job: Job, view: int, failed: set[int]) -> None:
     if not failed:
         return
     marks = {unit: keys for unit, keys in attempts.marks(job.store, view).items() if unit in failed}
-    causes = {unit: [attempts.cause(job.store, key) for key in keys] for unit, keys in marks.items()}
-    if any(None in found for found in causes.values()):
+    causes = {unit: {key: attempts.cause(job.store, key) for key in keys} for unit, keys in marks.items()}
+    if any(cause is None and job.run not in key for found in causes.values() for key, cause in found.items()):
         _wait_for_others(job, view, failed)
     failed = failed - manifest.committed_units(job.store, view)
     if not failed:
         return
     for unit in failed:
         attempts.withdraw(job.store, view, unit=unit)
-    told = "\n".join(f"  {_told(job, unit, causes.get(unit, []))}" for unit in sorted(failed)[:5])
+    told = "\n".join(f"  {_told(job, unit, list(causes.get(unit, {}).values()))}" for unit in sorted(failed)[:5])
     raise UserError(
         f"{len(failed)} of {job.num_units} units of view {view} failed, all others are committed:\n{told}\n"
         "mend the cause and run the build again: it does only these"

@@ -130,16 +130,18 @@ def _encode_hidden(
             if side is not None:
                 coded.append(coder.encode_hidden(layer, states, side))
             else:
-                coded.append(_checked(states.astype(HIDDEN_DTYPES[identity.hidden.code])).tobytes())
+                coded.append(_cast(states, HIDDEN_DTYPES[identity.hidden.code]).tobytes())
     columns = {"num_positions": pa.array([len(soft) for soft in soft_labels], pa.int64())}
     columns |= {hidden_column(layer): pa.array(coded, pa.large_binary()) for layer, coded in values.items()}
     return parquet.write(pa.table(columns), metadata={**metadata, "hidden_size": hidden_size}, row_group_rows=1)
 
 
-def _checked(states: np.ndarray) -> np.ndarray:
-    if not np.isfinite(states).all():
-        raise UserError(f"hidden states are not finite in {states.dtype}; try hidden.code: float32")
-    return states
+def _cast(states: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    with np.errstate(over="ignore"):  # told below
+        cast = states.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise UserError(f"hidden states are not finite in {dtype}; try hidden.code: float32")
+    return cast
 
 
 class ShardReader:
