@@ -162,6 +162,8 @@ def _render_gc(result: dict[str, Any]) -> str:
 def _render_verification(result: dict[str, Any]) -> str:
     problems = "\n".join(f"  {problem}" for problem in result["problems"])
     head = command.pairs({name: value for name, value in result.items() if name != "problems"})
+    if result["bad_units"]:
+        problems += f"\nto ask the teacher again about these: teacher-cache verify {result['cache']} --repair"
     return f"{head}\nproblems:\n{problems}" if problems else head
 
 

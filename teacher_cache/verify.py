@@ -22,6 +22,7 @@ SAMPLE_ROWS = 64
 class Verification:
     """What `verify` found."""
 
+    cache: str
     ok: bool
     problems: list[str]
     """One line each, naming the object."""
@@ -56,6 +57,7 @@ def _verify(cache: Cache, *, ask_teacher: bool) -> Verification:
     is_sound = not problems.found  # but for shards; a damaged codebook would make all of them look bad
     bad_units = [(sealed.view, unit) for sealed in views for unit in _bad_units(cache, sealed, problems)]
     return Verification(
+        cache=cache.url,
         ok=not problems.found,
         problems=problems.found,
         bad_units=bad_units if is_sound else [],

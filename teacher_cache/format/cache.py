@@ -61,8 +61,8 @@ class Cache:
             UserError: the view is not sealed.
         """
         if view not in self._manifests:
+            read = manifest.read(self.store, view)
             with refusing(f"{self.url}: the manifest of view {view}", parquet.LIST_REMEDY):
-                read = manifest.read(self.store, view)
                 _check_counts(read.shards, self.spec)
             if read.fingerprint != self.fingerprint:
                 raise UserError(
