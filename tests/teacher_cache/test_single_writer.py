@@ -44,7 +44,7 @@ def test_the_user_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_second_builder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
-    message = r"another builder is at work \(.*, process \d+, last heard of 0 s ago\)"
+    message = r"another builder is at work \(.*, process \d+, last heard of \d s ago\)"
     with writable(str(tmp_path)), pytest.raises(UserError, match=message), writable(str(tmp_path)):
         pass
     with writable(str(tmp_path)):
@@ -53,7 +53,7 @@ def test_a_second_builder_is_refused_while_the_first_lives(tmp_path: Path) -> No
 
 def test_a_builder_that_died_is_waited_for_and_then_followed(tmp_path: Path) -> None:
     claim(tmp_path, age_s=STALE_S - 10)
-    with pytest.raises(UserError, match=r"\(elsewhere, process 1, last heard of 29\d s ago\)"), writable(str(tmp_path)):
+    with pytest.raises(UserError, match=r"\(elsewhere, process 1, last heard of (29\d|300) s ago\)"), writable(str(tmp_path)):
         pass
     claim(tmp_path, age_s=STALE_S + 10)
     with writable(str(tmp_path)):
