@@ -53,7 +53,8 @@ def test_a_second_builder_is_refused_while_the_first_lives(tmp_path: Path) -> No
 
 def test_a_builder_that_died_is_waited_for_and_then_followed(tmp_path: Path) -> None:
     claim(tmp_path, age_s=STALE_S - 10)
-    with pytest.raises(UserError, match=r"\(elsewhere, process 1, last heard of (29\d|300) s ago\)"), writable(str(tmp_path)):
+    message = r"\(elsewhere, process 1, last heard of (29\d|300) s ago\)"
+    with pytest.raises(UserError, match=message), writable(str(tmp_path)):
         pass
     claim(tmp_path, age_s=STALE_S + 10)
     with writable(str(tmp_path)):
