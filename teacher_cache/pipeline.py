@@ -19,7 +19,7 @@ from teacher_cache.corpus.files import CorpusFile, resolve
 from teacher_cache.corpus_workers import DescribeFile, TokeniseFile, tokeniser
 from teacher_cache.errors import UserError
 from teacher_cache.executors import Executor, Item, executor
-from teacher_cache.format import codebook, manifest, sequences, teacher_files, token_counts
+from teacher_cache.format import codebook, sequences, teacher_files, token_counts
 from teacher_cache.format import spec as spec_file
 from teacher_cache.format.cache import open_cache
 from teacher_cache.format.refusal import refusing
@@ -305,8 +305,8 @@ def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _summary(job: Job, built: Sequence[Built], *, seconds: float, asked_s: float) -> BuildSummary:
-    views, num_tokens = [manifest.read(job.store, view) for view in range(len(built))], job.corpus.num_tokens
-    num_bytes, num_kept = sum(view.num_bytes for view in views), sum(view.num_kept for view in views)
+    num_bytes, num_kept = sum(view.sealed.num_bytes for view in built), sum(view.sealed.num_kept for view in built)
+    num_tokens = job.corpus.num_tokens
     return BuildSummary(
         cache=job.store.url,
         fingerprint=job.identity.fingerprint,

@@ -62,7 +62,7 @@ def _verify(cache: Cache, *, ask_teacher: bool) -> Verification:
         problems=problems.found,
         bad_units=bad_units if is_sound else [],
         num_views=cache.num_views,
-        num_objects=sum(2 if shard.hidden else 1 for sealed in views for shard in sealed.shards),
+        num_objects=sum(len(sealed.shards) * (2 if sealed.shards.has_hidden else 1) for sealed in views),
         num_bytes=sum(sealed.num_bytes for sealed in views),
         teacher=_ask_again(cache) if ask_teacher and not problems.found else None,
     )
@@ -114,7 +114,7 @@ def _check_origin(cache: Cache, sealed: Manifest) -> None:
     """What stands beside a view is what the view was built from."""
     built_from, store = sealed.digests, cache.store
     found = {
-        "spec.json": (built_from.spec, spec.digest(store)),
+        spec.KEY: (built_from.spec, spec.digest(store)),
         "teacher": (built_from.teacher, teacher_files.digest(store)),
         "sequences": (built_from.sequences, Sequences(store).sha256),
     }

@@ -15,7 +15,7 @@ from teacher_cache.errors import Interrupted, UserError
 from teacher_cache.executors import Executor
 from teacher_cache.format import attempts, codebook, manifest, teacher_files, token_counts
 from teacher_cache.format import spec as spec_file
-from teacher_cache.format.manifest import Digests, Shard
+from teacher_cache.format.manifest import Digests, Manifest, Shard
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.spec import Identity
 from teacher_cache.storage.store import Store
@@ -71,6 +71,8 @@ class Built:
 
     num_units: int
     num_tokens: int
+    sealed: Manifest
+    """The whole view."""
 
 
 def build_view(job: Job, view: int) -> Built:
@@ -80,8 +82,9 @@ def build_view(job: Job, view: int) -> Built:
         UserError: some units failed; all others are committed.
         Interrupted: what is committed stays so.
     """
-    if manifest.newest_generation(job.store, view) is not None:
-        return Built(num_units=0, num_tokens=0)
+    generation = manifest.newest_generation(job.store, view)
+    if generation is not None:
+        return Built(num_units=0, num_tokens=0, sealed=manifest.read(job.store, view, generation))
     pending = _in_order(job, view, manifest.committed_units(job.store, view))
     num_units = num_tokens = 0
     failed: set[int] = set()
@@ -99,10 +102,10 @@ def build_view(job: Job, view: int) -> Built:
             raise _interrupted(job, view) from None
         raise
     _check_failed(job, view, failed)
-    manifest.seal(
+    sealed = manifest.seal(
         job.store, view=view, num_units=job.num_units, fingerprint=job.identity.fingerprint, digests=_origin(job)
     )
-    return Built(num_units=num_units, num_tokens=num_tokens)
+    return Built(num_units=num_units, num_tokens=num_tokens, sealed=sealed)
 
 
 def _interrupted(job: Job, view: int) -> Interrupted:

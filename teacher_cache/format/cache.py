@@ -106,10 +106,10 @@ class Cache:
         sealed = self.manifest(view)
         stops = np.cumsum(sealed.sizes)
         last = sealed.num_sequences if stop is None else stop
-        for unit in range(int(np.searchsorted(stops, start, "right")), int(np.searchsorted(stops, last)) + 1):
-            if unit < len(stops):
-                rows = self.open_shard(sealed.shards[unit]).rows()
-                yield from (row for row in rows if start <= row.sequence_id < last)
+        firsts = stops - sealed.sizes
+        for unit in range(int(np.searchsorted(stops, start, "right")), int(np.searchsorted(firsts, last))):
+            rows = self.open_shard(sealed.shards[unit]).rows()
+            yield from (row for row in rows if start <= row.sequence_id < last)
 
     def replay(self, row: Row, temperature: float) -> np.ndarray:
         """The teacher's whole rows at a temperature: probabilities `[K, V]`, float32.

@@ -127,15 +127,19 @@ def _committed(stored: Mapping[str, Any]) -> Shard:
 
 def committed_units(store: Store, view: int) -> set[int]:
     """Units of a view that need no teacher again."""
-    names = (key.rsplit("/", 1)[1].removesuffix(".json") for key in store.list(f"commits/{view:05d}"))
+    names = (key.rsplit("/", 1)[1].removesuffix(".json") for key in store.list(commits_folder(view)))
     return {int(name) for name in names if name.isdecimal() and f"{int(name):09d}" == name}
 
 
 def _commit_key(view: int, unit: int) -> str:
-    return f"commits/{view:05d}/{unit:09d}.json"
+    return f"{commits_folder(view)}/{unit:09d}.json"
 
 
-def _manifest_key(view: int, generation: int) -> str:
+def commits_folder(view: int) -> str:
+    return f"commits/{view:05d}"
+
+
+def manifest_key(view: int, generation: int) -> str:
     return f"manifests/{view:05d}-{generation:05d}.parquet"
 
 
@@ -162,7 +166,7 @@ def add_generation(store: Store, sealed: Manifest, replaced: Mapping[int, Shard]
     view, generation = sealed.view, sealed.generation + 1
     shards = sealed.shards.replaced(replaced)
     if not create(store, shards, generation=generation, fingerprint=sealed.fingerprint, digests=sealed.digests):
-        key = _manifest_key(view, generation)
+        key = manifest_key(view, generation)
         raise UserError(f"{store.url}/{key} was written by another meanwhile; run the same command again")
     return read(store, view, generation)
 
@@ -171,13 +175,13 @@ def create(store: Store, shards: Shards, *, generation: int, fingerprint: str, d
     """Writes a manifest that lists `shards`; False if another is there."""
     metadata: dict[str, Any] = {"fingerprint": fingerprint, "view": shards.view, "generation": generation}
     metadata["digests"] = dataclasses.asdict(digests)
-    return create_list(store, _manifest_key(shards.view, generation), shards.columns, metadata=metadata)
+    return create_list(store, manifest_key(shards.view, generation), shards.columns, metadata=metadata)
 
 
 def newest_generation(store: Store, view: int) -> int | None:
     """The generation that new readers use; None for an unsealed view."""
     generation = 0
-    while store.exists(_manifest_key(view, generation)):
+    while store.exists(manifest_key(view, generation)):
         generation += 1
     return generation - 1 if generation else None
 
@@ -193,7 +197,7 @@ def read(store: Store, view: int, generation: int | None = None) -> Manifest:
         raise UserError(
             f"{store.url}: view {view} is not sealed; finish it with `teacher-cache build` and its configuration"
         )
-    key = _manifest_key(view, chosen)
+    key = manifest_key(view, chosen)
     try:
         data = store.read(key, max_bytes=MAX_LIST_BYTES)
     except FileNotFoundError:

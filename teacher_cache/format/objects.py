@@ -32,10 +32,15 @@ def put_content(store: Store, prefix: str, suffix: str, data: bytes) -> ObjectRe
     Other bytes that lie there are not what their name says, so they are damaged, and healed.
     """
     digest = documents.sha256(data)
-    key = f"{prefix}-{digest[:16]}{suffix}"
+    key = content_key(prefix, suffix, digest)
     if not store.create(key, data):
         store.replace(key, data)
     return ObjectRef(key=key, sha256=digest, num_bytes=len(data))
+
+
+def content_key(prefix: str, suffix: str, sha256: str) -> str:
+    """Where an object lies that is named by its content."""
+    return f"{prefix}-{sha256[:16]}{suffix}"
 
 
 def create_list(store: Store, key: str, columns: Mapping[str, np.ndarray], *, metadata: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents, parquet
-from teacher_cache.format.objects import MAX_LIST_BYTES, ObjectRef, create_list, put_content
+from teacher_cache.format.objects import MAX_LIST_BYTES, ObjectRef, content_key, create_list, put_content
 from teacher_cache.format.parquet import Column
 from teacher_cache.format.refusal import refusing
 from teacher_cache.format.spec import MAX_SEQUENCE_LENGTH
@@ -26,6 +26,7 @@ from teacher_cache.storage.parallel import in_blocks
 from teacher_cache.storage.store import Store
 
 MANIFEST_KEY = "sequences/manifest.parquet"
+PART_SUFFIX = ".parquet"
 PART_SEQUENCES = 65_536
 ROW_GROUP_SEQUENCES = 1024
 COMMIT_REMEDY = "move it away and run `teacher-cache build` again"
@@ -67,7 +68,7 @@ def write_part(store: Store, file: int, part: int, ids: Sequence[np.ndarray], fi
         {"document": pa.array(file_documents, pa.int64()), "input_ids": parquet.ragged(ids, np.int32)},
     )
     data = parquet.write(table, metadata={"file": file, "part": part}, row_group_rows=ROW_GROUP_SEQUENCES)
-    ref = put_content(store, _part_prefix(file, part), ".parquet", data)
+    ref = put_content(store, _part_prefix(file, part), PART_SUFFIX, data)
     return ref, len(ids), sum(map(len, ids))
 
 
@@ -240,7 +241,7 @@ def _part(values: Sequence[int], place: int, sha256: str) -> Part:
 
 
 def _part_key(file: int, place: int, sha256: str) -> str:
-    return f"{_part_prefix(file, place)}-{sha256[:16]}.parquet"
+    return content_key(_part_prefix(file, place), PART_SUFFIX, sha256)
 
 
 def _part_prefix(file: int, place: int) -> str:

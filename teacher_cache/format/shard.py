@@ -37,6 +37,7 @@ from teacher_cache.format.shard_columns import (
     inputs,
     labels_columns,
 )
+from teacher_cache.format.shard_list import shard_prefix, shard_suffix
 from teacher_cache.format.spec import Identity
 from teacher_cache.storage.store import Store
 from teacher_cache.targets.soft_labels import SoftLabels
@@ -87,11 +88,11 @@ def encode_unit(
 def put_shard(store: Store, rows: Sequence[Row], encoded: tuple[bytes, bytes | None], *, view: int, unit: int) -> Shard:
     """Writes a unit's encoded rows under names of their own content; they count once the shard is committed."""
     labels, hidden = encoded
-    prefix = f"shards/{view:05d}/{unit:09d}"
+    prefix = shard_prefix(view, unit)
     return Shard(
         unit=unit,
-        labels=put_content(store, prefix, ".labels.parquet", labels),
-        hidden=put_content(store, prefix, ".hidden.parquet", hidden) if hidden is not None else None,
+        labels=put_content(store, prefix, shard_suffix("labels"), labels),
+        hidden=put_content(store, prefix, shard_suffix("hidden"), hidden) if hidden is not None else None,
         num_sequences=len(rows),
         num_tokens=sum(len(row.input_ids) for row in rows),
         num_labels=sum(len(row.label_positions) for row in rows),

@@ -12,7 +12,7 @@ import numpy as np
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import parquet
-from teacher_cache.format.objects import ObjectRef
+from teacher_cache.format.objects import ObjectRef, content_key
 
 Part = Literal["labels", "hidden"]
 COUNTS = ("num_sequences", "num_tokens", "num_labels", "num_kept")
@@ -39,7 +39,15 @@ class Shard:
 
 def shard_key(view: int, unit: int, part: Part, sha256: str) -> str:
     """Where an object of a unit lies: its own digest in its name keeps attempts apart."""
-    return f"shards/{view:05d}/{unit:09d}-{sha256[:16]}.{part}.parquet"
+    return content_key(shard_prefix(view, unit), shard_suffix(part), sha256)
+
+
+def shard_prefix(view: int, unit: int) -> str:
+    return f"shards/{view:05d}/{unit:09d}"
+
+
+def shard_suffix(part: Part) -> str:
+    return f".{part}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

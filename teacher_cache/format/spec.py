@@ -15,6 +15,7 @@ from teacher_cache.format.refusal import refusing
 from teacher_cache.shell.settings import STRICT, explain, to_dict
 from teacher_cache.storage.store import Store
 
+KEY = "spec.json"
 FORMAT_VERSION: Final = 2
 REMEDY = "restore it, or move it away and run `teacher-cache build` again"
 MAX_SEQUENCE_LENGTH = 2**16 - 1
@@ -174,7 +175,7 @@ def create_or_check(store: Store, identity: Identity, notes: dict[str, Any]) -> 
         UserError: the cache was built from another spec; names every differing field with both values.
     """
     document = {"fingerprint": identity.fingerprint, "identity": to_dict(identity), "notes": notes}
-    if store.create("spec.json", documents.dump(document)):
+    if store.create(KEY, documents.dump(document)):
         return
     there, _ = read(store)
     if there.fingerprint == identity.fingerprint:
@@ -192,7 +193,7 @@ def digest(store: Store) -> str:
     Raises:
         FileNotFoundError: there is none.
     """
-    return documents.sha256(store.read("spec.json", max_bytes=documents.MAX_DOCUMENT_BYTES))
+    return documents.sha256(store.read(KEY, max_bytes=documents.MAX_DOCUMENT_BYTES))
 
 
 def read(store: Store) -> tuple[Identity, dict[str, Any]]:
@@ -203,7 +204,7 @@ def read(store: Store) -> tuple[Identity, dict[str, Any]]:
     """
     name = f"{store.url}/spec.json"
     try:
-        data = store.read("spec.json", max_bytes=documents.MAX_DOCUMENT_BYTES)
+        data = store.read(KEY, max_bytes=documents.MAX_DOCUMENT_BYTES)
     except FileNotFoundError:
         raise UserError(f"{store.url} is no teacher cache: it has no spec.json") from None
     document = documents.parse(data, name=name, remedy=REMEDY)

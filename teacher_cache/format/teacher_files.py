@@ -134,6 +134,15 @@ def fetch(store: Store) -> Path:
     return _place_all(store, _listed(data, f"{store.url}/{MANIFEST_KEY}"), documents.sha256(data))
 
 
+def listed(store: Store) -> list[ObjectRef]:
+    """The files that the teacher's manifest lists.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return _listed(_manifest(store), f"{store.url}/{MANIFEST_KEY}")
+
+
 def _place_all(store: Store, refs: Sequence[ObjectRef], digest: str) -> Path:
     """A local folder of checked files; `digest` is that of their list."""
     local = [ref.fetch(store) for ref in refs]

@@ -30,8 +30,8 @@ def load(data: bytes) -> dict[str, np.ndarray]:
         tensors = load_tensors(data)
     except KeyError as error:
         raise ValueError(f"it holds a tensor of type {error}") from None
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    if header.get("__metadata__", {}).get(DIGEST, digest_of(tensors)) != digest_of(tensors):
+    header, found = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]), digest_of(tensors)
+    if header.get("__metadata__", {}).get(DIGEST, found) != found:
         raise UserError("its tensors do not match their own SHA-256")
     return tensors
 

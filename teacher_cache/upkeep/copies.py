@@ -19,7 +19,6 @@ from teacher_cache.format.sequences import Sequences
 from teacher_cache.single_writer import writable
 from teacher_cache.storage.store import Store
 
-SPEC_KEY = "spec.json"
 NUM_THREADS = 4
 """Objects under way at once, each whole in memory."""
 BLOCK = 1024
@@ -68,7 +67,7 @@ def copy(source: Cache, url: str) -> CopySummary:
 
 
 def _refuse_another(source: Cache, target: Store) -> None:
-    if not target.exists(SPEC_KEY):
+    if not target.exists(spec.KEY):
         return
     there, _ = spec.read(target)
     if there.fingerprint != source.fingerprint:
@@ -112,8 +111,8 @@ def _is_there(target: Store, ref: ObjectRef) -> bool:
 def _stages(source: Cache, views: Sequence[Manifest]) -> Iterator[Sequence[Item]]:
     """Objects in the order in which they may appear: each stage lists or needs only what came before."""
     store, built_from = source.store, views[0].digests
-    yield [_named(store, SPEC_KEY, built_from.spec)]  # claims the place
-    yield _teacher(store)
+    yield [_named(store, spec.KEY, built_from.spec)]  # claims the place
+    yield teacher_files.listed(store)
     yield [_named(store, teacher_files.MANIFEST_KEY, built_from.teacher)]
     yield from _blocks([part.ref for part in Sequences(store).parts])
     yield from _blocks(store.list("sequences/commits"))
@@ -125,15 +124,9 @@ def _stages(source: Cache, views: Sequence[Manifest]) -> Iterator[Sequence[Item]
     for sealed in views:
         for shards in _blocks(sealed.shards):
             yield [ref for shard in shards for ref in (shard.labels, shard.hidden) if ref]
-        yield from _blocks(store.list(f"commits/{sealed.view:05d}"))
+        yield from _blocks(store.list(manifest.commits_folder(sealed.view)))
     for sealed in views:
         yield from ([ref] for ref in _manifests(store, sealed))
-
-
-def _teacher(store: Store) -> list[ObjectRef]:
-    key = teacher_files.MANIFEST_KEY
-    document = documents.parse(_read(store, key), name=f"{store.url}/{key}")
-    return [ObjectRef(**file) for file in document["files"]]
 
 
 def _blocks(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -154,7 +147,7 @@ def _manifests(store: Store, sealed: Manifest) -> Iterator[ObjectRef]:
     Shards that only older generations list are not copied: nobody has these open at the new place.
     """
     for generation in range(sealed.generation, -1, -1):
-        key = f"manifests/{sealed.view:05d}-{generation:05d}.parquet"
+        key = manifest.manifest_key(sealed.view, generation)
         yield _named(store, key, manifest.read(store, sealed.view, generation).sha256)
 
 
