@@ -24,6 +24,7 @@ from infra.bench import chaos_work
 from infra.bench.chaos_checks import Ledger, all_rows, num_committed, num_duplicates, num_mismatches
 from infra.bench.chaos_processes import RunningBuild
 from infra.bench.chaos_work import NUM_VIEWS, UNITS_PER_VIEW, Work
+from infra.bench.output import say
 from teacher_cache import open_cache
 from teacher_cache.format.row import Row
 from teacher_cache.verify import verify
@@ -119,7 +120,7 @@ class Chaos:
             ended = self._one_build(name, may_kill=may_kill)
             self.counts.changed += len(ledger.changed())
             done, state = num_committed(self._work.cache(name), NUM_VIEWS), "sealed" if ended else "cut short"
-            _say(f"{name}: {done} units, {state}; killed so far {_listed(self.counts.kills)}")
+            say(f"{name}: {done} units, {state}; killed so far {_listed(self.counts.kills)}")
         self._check_sealed(name)
         self.counts.sealed += 1
 
@@ -160,7 +161,7 @@ class Chaos:
         if "driver" in killed:
             return
         end = f"{'+'.join(killed) or 'nothing'} killed, {build.last_words()}"
-        _say(end)
+        say(end)
         self.counts.ends[end] += 1
         self.counts.unprovoked += not killed
 
@@ -171,7 +172,7 @@ class Chaos:
         found = verify(cache)
         self.counts.unverified += not found.ok
         if not found.ok or cache.num_views != NUM_VIEWS:
-            _say(f"{name}: {cache.num_views} views, {found.problems}")
+            say(f"{name}: {cache.num_views} views, {found.problems}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,10 +203,6 @@ def render(counts: Counts, *, as_json: bool) -> str:
 
 def _listed(kills: Counter[str]) -> str:
     return f"{kills.total()}: " + ", ".join(f"{kind} {number}" for kind, number in kills.most_common())
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

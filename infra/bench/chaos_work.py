@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from infra.bench.random_teacher import save_random_teacher
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(a + b + c for a in "bdfgklmn" for b in "aiou" for c in "prst")
 SEQUENCE_LENGTH = 64
+SIZES: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+}
 NUM_FILES, FILE_DOCUMENTS = 2, 360
 UNIT_SEQUENCES = 24
 NUM_VIEWS = 1
@@ -46,17 +50,7 @@ class Work:
 
 def make(folder: Path) -> Work:
     """Writes teacher and corpus; each document fills one sequence."""
-    torch.manual_seed(0)
-    vocabulary = {token: place for place, token in enumerate((*SPECIAL, *WORDS))}
-    sizes: dict[str, Any] = {
-        "hidden_size": 128,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 512,
-    }
-    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=SEQUENCE_LENGTH, **sizes)
-    BertForMaskedLM(config).save_pretrained(folder / "teacher")
-    BertTokenizer(vocab=vocabulary, model_max_length=SEQUENCE_LENGTH).save_pretrained(folder / "teacher")
+    save_random_teacher(folder / "teacher", WORDS, sequence_length=SEQUENCE_LENGTH, **SIZES)
     draw = random.Random(0)
     for file in range(NUM_FILES):
         documents = [" ".join(draw.choices(WORDS, k=SEQUENCE_LENGTH - 2)) for _ in range(FILE_DOCUMENTS)]

@@ -10,7 +10,6 @@ counted over exactly the positions that were taught.
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from infra.bench.codes.hidden_rivals import Int8, Replayed
 from infra.bench.codes.ours import PackedLabels, Transform
 from infra.bench.codes.teaching import Examination, Lesson, examine, teach
 from infra.bench.held_out import HELD_OUT_SEED
-from infra.bench.rate_distortion import DEFAULT_COSINE, DEFAULT_TOP_K, FIT_POSITIONS, fit_sample, machine, versions
+from infra.bench.output import machine, say, show, versions
+from infra.bench.rate_distortion import DEFAULT_COSINE, DEFAULT_TOP_K, FIT_POSITIONS, fit_sample
 from teacher_cache.targets.heads import OutputHead, head_logits
 
 FIRST_SEED = 100
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     unseen = fit_sample(arguments.fit, teacher, UNSEEN_POSITIONS, seed=FIRST_SEED - 1)
     arms = make_arms(sample, unseen, teacher, arguments.temperature)
     arms = [arm for arm in arms if not arguments.arms or any(part in arm.name for part in arguments.arms)]
-    _say(f"{len(arms)} arms, {arguments.steps} steps; examined at {len(examination.teacher_hidden):,} positions")
+    say(f"{len(arms)} arms, {arguments.steps} steps; examined at {len(examination.teacher_hidden):,} positions")
     runs: list[dict[str, Any]] = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         masked = read_text(arguments.fit, teacher, seed=seed)
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         encoded: dict[str, Encoded] = {}
         for arm in arms:
             runs.append({"seed": seed, **_run(arm, lesson, examination, teacher, encoded, arguments.temperature)})
-            _say("{seed} {arm}: loss {loss:.4f}, KL {kl:.4f}, {seconds:.0f} s".format(**runs[-1]))
+            say("{seed} {arm}: loss {loss:.4f}, KL {kl:.4f}, {seconds:.0f} s".format(**runs[-1]))
             found = result(runs, arguments)
             if arguments.save:
                 arguments.save.write_text(json.dumps(found))
@@ -222,21 +222,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return found
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     transformers_logging.disable_progress_bar()
     arguments = parse()
     with torch.random.fork_rng():
         found = run(arguments)
-    table = render(found["figures"])
-    if arguments.json:
-        _say(table)
-        print(json.dumps(found))
-    else:
-        print(table)
+    show(found, render(found["figures"]), as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,6 @@ its targets are compared with the exact rows by the gradient that each gives to 
 """
 
 import argparse
-import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers.utils import logging as transformers_logging
 
 from infra.bench.codes import report, rivals
@@ -39,6 +34,7 @@ from infra.bench.codes.hidden_rivals import Float16, Int8, Quantiser, Replayed, 
 from infra.bench.codes.measure import FEW_POSITIONS, TEMPERATURES, Data, Measured, measure
 from infra.bench.codes.ours import Bucket, PackedLabels, Transform
 from infra.bench.held_out import HELD_OUT_SEED
+from infra.bench.output import machine, say, show, versions
 from teacher_cache.format.spec import QUALITY_COSINES
 
 SEED = 0
@@ -70,7 +66,7 @@ def our_codecs(sample: Answers, teacher: Teacher, *, quick: bool) -> Iterator[Co
         if top_k in labels:
             begin = time.perf_counter()
             yield Transform.fit(sample, labels[top_k], teacher.head, cosine)
-            _say(f"fitted cosine {cosine:g}, k = {top_k} in {time.perf_counter() - begin:.0f} s")
+            say(f"fitted cosine {cosine:g}, k = {top_k} in {time.perf_counter() - begin:.0f} s")
     yield from (Bucket(labels[top_k]) for top_k in top_ks if top_k in labels)
 
 
@@ -128,14 +124,6 @@ def held_out_data(path: Path, teacher: Teacher, num_positions: int) -> Data:
     )
 
 
-def machine() -> dict[str, Any]:
-    return {"processor": report.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-
-
 def result(measured: list[Measured], data: Data, arguments: argparse.Namespace) -> dict[str, Any]:
     """What `--json` prints."""
     return {
@@ -159,7 +147,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     teacher = Teacher.load(arguments.teacher)
     sample = fit_sample(arguments.fit, teacher, QUICK_FIT_POSITIONS if arguments.quick else FIT_POSITIONS)
     data = held_out_data(arguments.text, teacher, arguments.positions)
-    _say(f"{len(sample)} positions to fit on, {len(data.masked)} masked and {len(data.unmasked)} unmasked to encode")
+    say(f"{len(sample)} positions to fit on, {len(data.masked)} masked and {len(data.unmasked)} unmasked to encode")
     quick = arguments.quick
     codecs = [*our_codecs(sample, teacher, quick=quick), *rival_codecs(sample, teacher, quick=quick)]
     measured = measure(codecs, data, teacher.head)
@@ -188,19 +176,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     transformers_logging.disable_progress_bar()
     arguments = parse()
     found, table = run(arguments)
-    if arguments.json:
-        _say(table)
-        print(json.dumps(found))
-    else:
-        print(table)
+    show(found, table, as_json=arguments.json)
 
 
 if __name__ == "__main__":

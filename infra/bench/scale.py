@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from infra.bench.rate_distortion import machine, versions
+from infra.bench.output import machine, say, show, versions
 from infra.bench.scale_steps import Taken
 
 SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (1_000, 10_000)
@@ -70,12 +70,12 @@ def measure(num_units: int, folder: Path, *, with_seal: bool) -> Iterator[Figure
 
 
 def _prepare(step: str, folder: Path, num_units: int) -> None:
-    _say(f"{num_units:,} units: {step} took {in_process(step, folder, num_units).seconds:.1f} s")
+    say(f"{num_units:,} units: {step} took {in_process(step, folder, num_units).seconds:.1f} s")
 
 
 def _figure(name: str, num_units: int, step: str, folder: Path) -> Figure:
     figure = Figure(step=name, num_units=num_units, taken=in_process(step, folder, num_units))
-    _say(f"{num_units:,} units: {name} took {figure.taken.seconds:.2f} s, {figure.taken.cpu_s:.2f} s of CPU")
+    say(f"{num_units:,} units: {name} took {figure.taken.seconds:.2f} s, {figure.taken.cpu_s:.2f} s of CPU")
     return figure
 
 
@@ -156,19 +156,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     arguments = parse()
     sizes = QUICK_SIZES if arguments.quick else SIZES
     figures = measure_all(sizes)
-    if arguments.json:
-        _say(render(figures, sizes))
-        print(json.dumps(result(figures)))
-    else:
-        print(render(figures, sizes))
+    show(result(figures), render(figures, sizes), as_json=arguments.json)
 
 
 if __name__ == "__main__":

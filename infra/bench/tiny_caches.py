@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import torch
 from safetensors.numpy import load, save
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
+from infra.bench.random_teacher import save_random_teacher
 from teacher_cache import CacheSpec, build
 from teacher_cache.format import codebook
 from teacher_cache.format.cache import Cache, open_cache
@@ -16,8 +15,15 @@ from teacher_cache.shell.settings import parse
 
 UNSEALED = "unsealed"
 """Folder in each cache with copies of its Parquet files and codebook that nothing guards."""
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(first + second for first in "bdfgklmnprst" for second in "aiou")
+SEQUENCE_LENGTH = 24
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "initializer_range": 0.4,
+}
 CODES: dict[str, dict[str, Any]] = {
     "coded": {
         "masking": {"policy": "rare", "rate": 0.3},  # the one policy with a file of its own
@@ -30,7 +36,8 @@ CODES: dict[str, dict[str, Any]] = {
 
 def make(folder: Path) -> dict[str, Cache]:
     """Builds both below a folder, by name."""
-    teacher, text = _teacher(folder / "teacher"), folder / "text.txt"
+    teacher = save_random_teacher(folder / "teacher", WORDS, sequence_length=SEQUENCE_LENGTH, **SIZES)
+    text = folder / "text.txt"
     draw = random.Random(0)
     text.write_text("\n\n".join(" ".join(draw.choices(WORDS, k=draw.randint(3, 20))) for _ in range(40)) + "\n")
     return {name: _cache(folder / name, teacher, text, codes) for name, codes in CODES.items()}
@@ -39,7 +46,7 @@ def make(folder: Path) -> dict[str, Cache]:
 def _cache(folder: Path, teacher: Path, text: Path, codes: dict[str, Any]) -> Cache:
     values = {
         "cache": str(folder),
-        "corpus": {"paths": [str(text)], "sequence_length": 24},
+        "corpus": {"paths": [str(text)], "sequence_length": SEQUENCE_LENGTH},
         "teacher": {"model": str(teacher)},
         "views": 1,
         "unit_sequences": 8,
@@ -62,19 +69,3 @@ def unseal(path: Path, target: Path) -> None:
     with pq.ParquetWriter(target, file.schema_arrow, **how) as writer:
         for group in range(file.num_row_groups):
             writer.write_table(file.read_row_group(group))
-
-
-def _teacher(folder: Path) -> Path:
-    """A random BERT with a vocabulary of `WORDS`."""
-    torch.manual_seed(0)
-    vocabulary = {token: place for place, token in enumerate((*SPECIAL, *WORDS))}
-    sizes: dict[str, Any] = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
-    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=24, initializer_range=0.4, **sizes)
-    BertForMaskedLM(config).save_pretrained(folder)
-    BertTokenizer(vocab=vocabulary, model_max_length=24).save_pretrained(folder)
-    return folder

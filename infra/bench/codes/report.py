@@ -1,7 +1,6 @@
 """Tables, budgets, ratios and the figure of `rate_distortion`, from measured codes."""
 
 import math
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -229,13 +228,3 @@ def _panel(axes: "Axes", measured: Sequence[Measured], values: dict[str, float |
     axes.set_xticks([20, 50, 100, 200, 400, 800], ["20", "50", "100", "200", "400", "800"])
     axes.set_xticks([], minor=True)
     axes.grid(which="both", alpha=0.25)
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

@@ -1,0 +1,43 @@
+"""What benchmarks print: figures with the machine and versions that they belong to."""
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+
+def say(text: str) -> None:
+    """To standard error: results alone go to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(found: dict[str, Any], table: str, *, as_json: bool) -> None:
+    """Prints the table, or with `as_json` the JSON, and the table to standard error."""
+    if as_json:
+        say(table)
+        print(json.dumps(found))
+    else:
+        print(table)
+
+
+def machine() -> dict[str, Any]:
+    return {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
