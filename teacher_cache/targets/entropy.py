@@ -2,7 +2,8 @@
 
 rANS (Duda 2013, arXiv 1311.2540, section 3; interleaved lanes as in Giesen 2014, arXiv 1402.3392): 32-bit states,
 16-bit words, probabilities in units of 2^-12. Every lane does the same step at the same time, so that NumPy does the
-loop's work; all lanes share one stream of words. Integers only: what one machine wrote, any other reads.
+encoder's work; all lanes share one stream of words. Decoding is compiled and holds no interpreter lock, as it goes on
+beside training. Integers only: what one machine wrote, any other reads.
 
 Legend: N table, A symbols of a table, L lanes, W words.
 """
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numba
 import numpy as np
 
 from teacher_cache.errors import UserError
@@ -19,7 +21,7 @@ PRECISION = 12
 TOTAL = 1 << PRECISION
 """What the frequencies of a table add up to."""
 MAX_SYMBOLS = 256
-_LOWEST = 1 << 16
+LOWEST = np.uint32(1 << 16)
 """Every state between two steps is at least this and below 2^32."""
 
 
@@ -87,7 +89,7 @@ def encode(steps: Sequence[tuple[np.ndarray, np.ndarray]], tables: Tables) -> by
         ValueError: a symbol has frequency 0.
     """
     num_lanes = max((len(symbols) for _, symbols in steps), default=0)
-    states = np.full(num_lanes, _LOWEST, dtype=np.uint64)
+    states = np.full(num_lanes, LOWEST, dtype=np.uint64)
     words: list[np.ndarray] = []
     for table, symbols in reversed(steps):
         frequencies = tables.frequencies[table, symbols].astype(np.uint64)
@@ -102,6 +104,48 @@ def encode(steps: Sequence[tuple[np.ndarray, np.ndarray]], tables: Tables) -> by
     return states.astype("<u4").tobytes() + b"".join(chunk.tobytes() for chunk in reversed(words))
 
 
+# Compiled loops hand no arrays to each other: counting their references would cost more than a symbol.
+@numba.njit(nogil=True, cache=True)
+def slot(state: np.uint32, table: np.int64) -> np.int64:
+    """Compiled: where in `Tables.slots` the next symbol of a lane in `state` stands."""
+    return np.int64(table << PRECISION) + np.int64(state & np.uint32(TOTAL - 1))
+
+
+@numba.njit(nogil=True, cache=True)
+def symbol_of(entry: np.uint32) -> np.int64:
+    """Compiled: the symbol of a slot."""
+    return np.int64(entry >> np.uint32(2 * PRECISION))
+
+
+@numba.njit(nogil=True, cache=True)
+def without_symbol(state: np.uint32, entry: np.uint32) -> np.uint32:
+    """Compiled: the state of a lane once its next symbol is taken; if below `LOWEST`, a word is to be put in."""
+    frequency = entry >> np.uint32(PRECISION) & np.uint32(TOTAL - 1)
+    return frequency * (state >> np.uint32(PRECISION)) + (entry & np.uint32(TOTAL - 1))
+
+
+@numba.njit(nogil=True, cache=True)
+def with_word(state: np.uint32, word: np.uint16) -> np.uint32:
+    """Compiled: the state of a lane that took the next word."""
+    return state << np.uint32(16) | np.uint32(word)
+
+
+@numba.njit(nogil=True, cache=True)
+def _step(
+    states: np.ndarray, words: np.ndarray, num_read: int, slots: np.ndarray, tables: np.ndarray, symbols: np.ndarray
+) -> int:
+    for lane in range(len(tables)):
+        entry = slots[slot(states[lane], tables[lane])]
+        state = without_symbol(states[lane], entry)
+        if state < LOWEST:
+            if num_read == len(words):
+                return num_read + 1
+            state = with_word(state, words[num_read])
+            num_read += 1
+        states[lane], symbols[lane] = state, symbol_of(entry)
+    return num_read
+
+
 class Decoder:
     """Gives back what `encode` took, in the same order of steps.
 
@@ -112,31 +156,26 @@ class Decoder:
     def __init__(self, data: bytes, tables: Tables, *, num_lanes: int) -> None:
         if len(data) < 4 * num_lanes or len(data) % 2:
             raise damaged()
-        self._states = np.frombuffer(data, "<u4", num_lanes).copy()
-        # A step takes at most a word a lane, so that one check a step suffices.
-        self._words = np.frombuffer(data, "<u2", offset=4 * num_lanes).astype(np.uint32)
-        self._next = 0
-        self._slots = tables.slots
+        self.states = np.frombuffer(data, "<u4", num_lanes).copy()
+        self.words = np.frombuffer(data, "<u2", offset=4 * num_lanes)
+        self.slots = tables.slots
+        self._num_read = 0
 
     def step(self, tables: np.ndarray) -> np.ndarray:
-        """The next symbol of each of the first n lanes, given their tables int `[n]`: uint32 `[n]`."""
-        states = self._states[: len(tables)]
-        entry = self._slots[(tables << PRECISION) + (states & np.uint32(TOTAL - 1)).astype(np.int64)]
-        states = (entry >> np.uint32(PRECISION) & np.uint32(TOTAL - 1)) * (states >> np.uint32(PRECISION))
-        states += entry & np.uint32(TOTAL - 1)
-        (empty,) = np.nonzero(states < _LOWEST)
-        if len(empty):
-            words = self._words[self._next : self._next + len(empty)]
-            if len(words) < len(empty):
-                raise damaged()
-            states[empty] = states[empty] << np.uint32(16) | words
-            self._next += len(empty)
-        self._states[: len(tables)] = states
-        return np.asarray(entry >> np.uint32(2 * PRECISION))
+        """The next symbol of each of the first n lanes, given their tables int64 `[n]`: int64 `[n]`."""
+        symbols = np.empty(len(tables), np.int64)
+        self.advance(_step(self.states, self.words, self._num_read, self.slots, tables, symbols))
+        return symbols
+
+    def advance(self, num_read: int) -> None:
+        """Takes note of how many words are read; more than there are where there were too few."""
+        if num_read > len(self.words):
+            raise damaged()
+        self._num_read = num_read
 
     def finish(self) -> None:
         """Checks that everything was read, and that it was what was written."""
-        if self._next != len(self._words) or (self._states != _LOWEST).any():
+        if self._num_read != len(self.words) or (self.states != LOWEST).any():
             raise damaged()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 
+import numba
 import numpy as np
 import torch
 
@@ -184,27 +185,17 @@ class HiddenCode:
         if len(data) < start:
             raise entropy.damaged()
         decoder = entropy.Decoder(data[start:], self.tables, num_lanes=entropy.num_lanes(num_positions))
-        levels = np.empty((num_positions, self.hidden_size), np.int64)
-        for turn in entropy.turns(num_positions):
-            levels[turn] = self._decode_turn(decoder, turn.stop - turn.start)
+        levels = np.empty((num_positions, self.hidden_size), np.int16)
+        escapes = np.frombuffer(data, "<u2", num_escapes, offset=4)
+        bounds = self.bounds.numpy()[self.groups]
+        num_read, num_escaped = _decode_levels(
+            decoder.states, decoder.words, decoder.slots, self.groups, bounds, escapes, levels
+        )
+        decoder.advance(num_read)
         decoder.finish()
-        is_escaped = np.abs(levels) >= self.bounds.numpy()[self.groups]
-        escapes = np.frombuffer(data, "<u2", num_escapes, offset=4).astype(np.int64)
-        if np.count_nonzero(is_escaped) != num_escapes:
+        if num_escaped != num_escapes:
             raise entropy.damaged()
-        levels[is_escaped] += np.sign(levels[is_escaped]) * 2 * escapes
-        return levels.astype(np.int16)
-
-    def _decode_turn(self, decoder: entropy.Decoder, num_lanes: int) -> np.ndarray:
-        """Levels `[n, d]` of one position in each of the first n lanes; the quantisers follow from their parities."""
-        scales = decoder.step(np.full(num_lanes, len(self.tables.frequencies) - 1))
-        rows = table_rows(self.groups, np.minimum(scales, NUM_SCALES - 1)).T.copy()
-        symbols = np.empty((self.hidden_size, num_lanes), np.int64)
-        quantiser, previous = np.zeros(num_lanes, np.int64), np.zeros(num_lanes, np.int64)
-        for component in range(self.hidden_size):
-            symbols[component] = decoder.step(rows[component] + quantiser)
-            quantiser, previous = (symbols[component] & 1) ^ previous, quantiser
-        return symbols.T - MAX_MAGNITUDE
+        return levels
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The statistics by name, for a file."""
@@ -221,6 +212,55 @@ class HiddenCode:
         if missing:
             raise UserError(f"codebook: {', '.join(sorted(missing))} missing")
         return cls(**{field.name: tensors[field.name] for field in fields(cls)})
+
+
+@numba.njit(nogil=True, cache=True)
+def _decode_levels(
+    states: np.ndarray,
+    words: np.ndarray,
+    slots: np.ndarray,
+    groups: np.ndarray,
+    limits: np.ndarray,
+    escapes: np.ndarray,
+    levels: np.ndarray,
+) -> tuple[int, int]:
+    """Compiled: fills `levels` `[K, d]`; how many words are read then, and how many levels are escaped.
+
+    `groups` and `limits` `[d]` are of each component. A turn is one position in each lane: the class of its scale, then
+    its components, each one's quantiser from the parities of the two before. Ends early where words do.
+    """
+    num_lanes, num_read, num_escaped = len(states), 0, 0
+    turn = np.empty((levels.shape[1] + 1, num_lanes), np.int16)
+    of_lanes = np.empty((3, num_lanes), np.int64)
+    scale, quantiser, previous = of_lanes[0], of_lanes[1], of_lanes[2]
+    for start in range(0, len(levels), max(num_lanes, 1)):
+        in_turn = min(num_lanes, len(levels) - start)
+        of_lanes[:] = 0
+        for place in range(len(turn)):
+            table = len(slots) // entropy.TOTAL - 1 if place == 0 else groups[place - 1] * NUM_SCALES * 2
+            for lane in range(in_turn):
+                entry = slots[entropy.slot(states[lane], table + 2 * scale[lane] + quantiser[lane])]
+                state = entropy.without_symbol(states[lane], entry)
+                if state < entropy.LOWEST:
+                    if num_read == len(words):
+                        return num_read + 1, num_escaped
+                    state = entropy.with_word(state, words[num_read])
+                    num_read += 1
+                states[lane], symbol = state, entropy.symbol_of(entry)
+                turn[place, lane] = symbol
+                if place:
+                    previous[lane], quantiser[lane] = quantiser[lane], symbol & 1 ^ previous[lane]
+            if place == 0:
+                scale[:in_turn] = np.minimum(turn[0, :in_turn], NUM_SCALES - 1)
+        for lane in range(in_turn):
+            for component in range(levels.shape[1]):
+                level = np.int64(turn[component + 1, lane]) - MAX_MAGNITUDE
+                if abs(level) >= limits[component]:
+                    if num_escaped < len(escapes):
+                        level += np.sign(level) * 2 * np.int64(escapes[num_escaped])
+                    num_escaped += 1
+                levels[start + lane, component] = level
+    return num_read, num_escaped
 
 
 def num_groups_of(hidden_size: int) -> int:
