@@ -8,7 +8,6 @@ Legend: K kept positions of a sequence, k top tokens, T temperatures, d hidden s
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -234,13 +233,32 @@ class ShardReader:
         return table
 
     def _rows(self, table: pa.Table, columns: dict[str, Ragged], soft_labels: SoftLabels) -> list[Row]:
+        kept = columns["kept_positions"].offsets
+        of_labels = {
+            "topk_ids": soft_labels.topk_ids.numpy().astype(np.int32),
+            "topk_logits": soft_labels.topk_logits.numpy(),
+            "rates": self._rates(columns),
+        }
+        arrays: dict[str, list[Any]] = {name: column.split() for name, column in columns.items()}
+        arrays |= {name: parquet.split(values, kept) for name, values in of_labels.items()}
+        rests = {key: parquet.split(rest.numpy(), kept) for key, rest in soft_labels.rest_log_sum_exp.items()}
         ids = zip(table["sequence_id"].to_pylist(), table["document_id"].to_pylist(), strict=True)
-        kept = pairwise(columns["kept_positions"].offsets)
-        split = {name: column.split() for name, column in columns.items()}
         return [
-            self._row(*pair, {name: values[i] for name, values in split.items()}, soft_labels, slice(start, stop))
-            for i, (pair, (start, stop)) in enumerate(zip(ids, kept, strict=True))
+            Row(
+                sequence_id=sequence_id,
+                document_id=document_id,
+                **{name: values[place] for name, values in arrays.items()},
+                rest_log_sum_exp={temperature: values[place] for temperature, values in rests.items()},
+                source=self._source,
+            )
+            for place, (sequence_id, document_id) in enumerate(ids)
         ]
+
+    def _rates(self, columns: dict[str, Ragged]) -> np.ndarray:
+        """float32 `[P]`: of each kept position."""
+        is_label = np.isin(columns["kept_positions"].places(), columns["label_positions"].places())
+        keep = self._identity.keep
+        return np.where(is_label, np.float32(keep.masked), np.float32(keep.unmasked))
 
     def _soft_labels(self, index: int, table: pa.Table, num_positions: int) -> SoftLabels:
         if code := self._coder.codebook.labels:
@@ -255,25 +273,6 @@ class ShardReader:
             topk_ids=torch.from_numpy(values["topk_ids"].astype(np.int64).reshape(num_positions, top_k)),
             topk_logits=torch.tensor(values["topk_logits"].reshape(num_positions, top_k)),
             rest_log_sum_exp={temperature: rest[:, i] for i, temperature in enumerate(temperatures)},
-        )
-
-    def _row(
-        self, sequence_id: int, document_id: int, columns: dict[str, np.ndarray], soft: SoftLabels, kept: slice
-    ) -> Row:
-        positions, labels = columns["kept_positions"].astype(np.int64), columns["label_positions"].astype(np.int64)
-        keep = self._identity.keep
-        return Row(
-            sequence_id=sequence_id,
-            document_id=document_id,
-            input_ids=columns["input_ids"],
-            label_positions=labels,
-            label_ids=columns["label_ids"],
-            kept_positions=positions,
-            rates=np.where(np.isin(positions, labels), np.float32(keep.masked), np.float32(keep.unmasked)),
-            topk_ids=soft.topk_ids[kept].numpy().astype(np.int32),
-            topk_logits=soft.topk_logits[kept].numpy(),
-            rest_log_sum_exp={temperature: rest[kept].numpy() for temperature, rest in soft.rest_log_sum_exp.items()},
-            source=self._source,
         )
 
     def _with_hidden(self, rows: list[Row], block: int, soft_labels: SoftLabels, stops: np.ndarray) -> list[Row]:

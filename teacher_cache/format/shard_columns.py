@@ -3,7 +3,7 @@
 Legend: N sequences of a block, P values over all of them, d hidden size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow as pa
 from teacher_cache.errors import UserError
 from teacher_cache.format import parquet
 from teacher_cache.format.parquet import Column
-from teacher_cache.format.spec import Identity
+from teacher_cache.format.spec import MAX_SEQUENCE_LENGTH, Identity
 
 BLOCK_SEQUENCES = 128
 """Sequences of a row group, and of a row of the hidden file: the least that a reader decodes at once."""
@@ -76,6 +76,10 @@ class Ragged:
     def split(self) -> list[np.ndarray]:
         return parquet.split(self.values, self.offsets)
 
+    def places(self) -> np.ndarray:
+        """int64 `[P]`: of positions, so that those of different sequences differ."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes) * (MAX_SEQUENCE_LENGTH + 1) + self.values
+
 
 def inputs(table: pa.Table, identity: Identity, *, vocab_size: int | None) -> dict[str, Ragged]:
     """The columns of a block's inputs, by name; `vocab_size` None where it is not known.
@@ -91,6 +95,7 @@ def inputs(table: pa.Table, identity: Identity, *, vocab_size: int | None) -> di
     if lengths.min(initial=1) < 1 or lengths.max(initial=1) > longest:
         raise UserError(f"it holds a sequence that is empty or longer than {longest:,}")
     for name in ("label_positions", "kept_positions"):
+        columns[name] = replace(columns[name], values=columns[name].values.astype(np.int64))
         _check_positions(name, columns[name], lengths)
     if (columns["label_ids"].sizes != columns["label_positions"].sizes).any():
         raise UserError("label_ids and label_positions differ in number")
@@ -112,8 +117,7 @@ def check_finite(name: str, values: np.ndarray) -> None:
 
 
 def _check_positions(name: str, column: Ragged, lengths: np.ndarray) -> None:
-    values = column.values.astype(np.int64)
-    ascends = np.diff(values, prepend=-1) > 0
+    ascends = np.diff(column.values, prepend=-1) > 0
     ascends[column.offsets[:-1][column.sizes > 0]] = True  # each sequence starts anew
-    if not ascends.all() or (values >= np.repeat(lengths, column.sizes)).any():
+    if not ascends.all() or (column.values >= np.repeat(lengths, column.sizes)).any():
         raise UserError(f"{name} holds positions that are out of order or beyond their sequence")
