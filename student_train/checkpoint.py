@@ -40,7 +40,7 @@ Tensors = dict[str, torch.Tensor]
 def save_checkpoint(store: Store, progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Writes a whole checkpoint, then drops all but the newest ones."""
     prefix = f"checkpoints/step-{progress.step:09d}"
-    files = {"model.safetensors": save(_model_tensors(model)), "optimizer.safetensors": save(_flat(optimizer))}
+    files = {"model.safetensors": save(model_tensors(model)), "optimizer.safetensors": save(_flat(optimizer))}
     for name, data in files.items():
         store.replace(f"{prefix}/{name}", data)
     listed = {name: {"sha256": documents.sha256(data), "num_bytes": len(data)} for name, data in files.items()}
@@ -90,7 +90,7 @@ def _read(store: Store, key: str, *, sha256: str, num_bytes: int) -> Tensors:
     raise UserError(f"{store.url}/{key} is missing or damaged; delete {store.url}/{folder} to go on from an older one")
 
 
-def _model_tensors(model: torch.nn.Module) -> Tensors:
+def model_tensors(model: torch.nn.Module) -> Tensors:
     """All parameters and buffers, tied ones once."""
     names = dict(model.named_parameters()) | dict(model.named_buffers())
     persistent = model.state_dict()

@@ -16,7 +16,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("config", metavar="CONFIG", help="YAML file of a student")
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example loss.temperature=4 steps=1000")
     run.add_argument("--json", action="store_true", help="print the result as JSON")
+    debug = commands.add_parser("debug-batch", help="tell which sequences a run diverged on")
+    debug.add_argument("output", metavar="DIR", help="a run's output")
+    debug.add_argument("--json", action="store_true", help="print the result as JSON")
     options = command.parse(parser, arguments)
+    if options.command == "debug-batch":
+        return command.run(lambda: _examine(options.output), as_json=options.json, render=_render_examined)
 
     def work() -> dict[str, object]:
         spec = settings.load(StudentSpec, options.config, options.overrides)
@@ -25,6 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return asdict(train(spec))
 
     return command.run(work, as_json=options.json, render=command.pairs)
+
+
+def _examine(output: str) -> dict[str, object]:
+    from student_train.diverged import examine
+
+    return examine(output)
+
+
+def _render_examined(found: dict[str, object]) -> str:
+    from student_train.diverged import render
+
+    return render(found)
 
 
 if __name__ == "__main__":

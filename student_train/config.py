@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from teacher_cache.format.spec import Url
@@ -27,6 +27,8 @@ class StudentConfig:
     initial_weights: str = "teacher"
     """`teacher`, `random`, or the folder of a student to go on from."""
     dropout: Share = 0.1
+    frozen_embeddings: bool = False
+    """Embeddings keep their starting weights, and with them the output head's decoder, which is tied to them."""
 
     @model_validator(mode="after")
     def _layers_agree(self) -> "StudentConfig":
@@ -82,8 +84,9 @@ class OptimizerConfig:
 class ExecutionConfig:
     """How the work is done; no part of what is learned, but for rounding."""
 
-    num_workers: Annotated[int, Field(ge=0, strict=True)] = 1
-    """Ray Train workers; 0 trains in this process, without Ray."""
+    num_workers: Annotated[int, Field(ge=0, strict=True)] | tuple[Positive, Positive] = 1
+    """Ray Train workers, or the least and the most of them as the cluster grows and shrinks; 0 trains in this process,
+    without Ray."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """None: one each where the Ray cluster has GPUs, otherwise none."""
     cpus_per_worker: Positive = 1
@@ -94,12 +97,29 @@ class ExecutionConfig:
     """Optimiser steps between checkpoints; the last step always makes one."""
     log_steps: Positive = 10
     """Optimiser steps between log lines."""
+    evaluation_steps: Positive = 500
+    """Optimiser steps between evaluations on the rows held out; the last step always makes one."""
+    gradient_checkpointing: bool = False
+    """Keep no activations, compute them again in the backward pass: less memory, more time."""
+    mlflow: str | None = None
+    """Tracking URI of MLflow, a server's or `file:` and a folder; None: nothing is sent to it."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker failures after which the run ends; each restarts from the newest whole checkpoint."""
     disk_cache: str | None = None
     """Folder for downloaded shards; None: a folder of the system's temporary directory."""
     address: str | None = None
     """A running Ray cluster; None: RAY_ADDRESS if set, otherwise a local Ray of this process's own."""
+
+    @property
+    def max_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @field_validator("num_workers")
+    @classmethod
+    def _min_is_not_above_max(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError("num_workers must be [min, max] with min <= max")
+        return value
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -120,6 +140,8 @@ class StudentSpec:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What forward and backward passes compute in; parameters and optimiser stay float32."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 56
+    held_out_sequences: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Sequences set aside for evaluation, the same for every student of the same caches."""
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
     @model_validator(mode="after")

@@ -1,14 +1,14 @@
 """The finished student: a Hugging Face folder with tokenizer and model card."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoTokenizer, PreTrainedModel
 
 from student_train.config import StudentSpec
-from student_train.loop import StepReport
+from student_train.run_folder import StepReport
 from teacher_cache.format.cache import Cache
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
@@ -24,8 +24,10 @@ def export(
     caches: list[Cache],
     views: Sequence[int],
     last: StepReport | None,
+    also: Callable[[Path], None],
 ) -> None:
-    """Puts the student under `model/` of the run's output, as `AutoModelForMaskedLM.from_pretrained` takes it."""
+    """Puts the student under `model/` of the run's output, as `AutoModelForMaskedLM.from_pretrained` takes it, and
+    hands the folder to `also`."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model.save_pretrained(folder)
@@ -36,6 +38,7 @@ def export(
         (folder / "README.md").write_text(model_card(model, spec=spec, caches=caches, views=views, last=last))
         for path in sorted(folder.iterdir()):
             store.replace(f"{MODEL_PREFIX}/{path.name}", path.read_bytes())
+        also(folder)
 
 
 def model_card(

@@ -1,86 +1,52 @@
 """One worker's training in plain torch: with `torch.distributed` where it is initialised, without Ray anywhere.
 
-Gradients of a global batch are accumulated locally over micro-batches and summed over workers once a step.
+Gradients of a global batch are accumulated locally over micro-batches and summed over workers once a step. Batches are
+read, decoded and padded by threads while the one before is trained on.
 """
 
 import dataclasses
+import itertools
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
 from student_train import checkpoint
-from student_train.batch import collate, decode_hidden
+from student_train.batch import Batch, MicroBatch, decode_hidden, made_ahead, make_batch
 from student_train.checkpoint import Progress
-from student_train.config import OptimizerConfig, StudentSpec
-from student_train.losses import TripleLoss, step_denominators, teacher_parts
+from student_train.config import StudentSpec
+from student_train.held_out import set_aside
+from student_train.losses import Denominators, TripleLoss, step_denominators, teacher_parts
+from student_train.optimizer import count_steps, make_optimizer, schedule
 from student_train.order import epoch_order
+from student_train.rank import Rank
 from student_train.reader import Reader
+from student_train.run_folder import LOSS_NAMES, HeldOutReport, StepReport
+from student_train.sources import open_caches
 from student_train.student import build_student, encode_student
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents, philox
-from teacher_cache.format.cache import Cache, open_cache
+from teacher_cache.format.cache import Cache
 from teacher_cache.format.row import Row
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
-from teacher_cache.targets.batching import group_by_tokens
-from teacher_cache.targets.heads import OutputHead, head_of
-from teacher_cache.targets.soft_labels import check_stored
+from teacher_cache.targets.heads import head_of
 
 
 class DivergedError(UserError):
     """Training that cannot go on; raised by all workers at the same step."""
 
-
-LOSS_NAMES = ("soft_labels", "masked_lm", "cosine")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """What one optimiser step did, over all workers."""
-
-    step: int
-    num_steps: int
-    epoch: int
-    losses: dict[str, float]
-    """Means over the step's positions, unweighted; `total` is their weighted sum."""
-    grad_norm: float
-    lr: float
-    num_sequences: int
-    num_tokens: int
-    step_s: float
-    """Since the end of the step before: reading included."""
-    seconds: float
-    """Training time so far, over all attempts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rank:
-    """This worker's place, and how it adds up tensors with the others."""
-
-    index: int = 0
-    size: int = 1
-
-    @classmethod
-    def of_process(cls) -> "Rank":
-        if dist.is_available() and dist.is_initialized():
-            return cls(index=dist.get_rank(), size=dist.get_world_size())
-        return cls()
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
+    def __init__(self, message: str, batch: Batch) -> None:
+        super().__init__(message)
+        self.batch = batch
+        """This worker's part of the global batch."""
 
 
 class Trainer:
@@ -91,18 +57,27 @@ class Trainer:
         self.spec, self.device, self.rank = spec, device, rank
         self.caches = open_caches(spec)
         self.num_views = num_views or min(cache.num_views for cache in self.caches)
-        self.num_epoch_sequences = epoch_order(self.caches, view=0, seed=spec.seed, epoch=0).num_sequences
+        self._held_out = set_aside(self.caches, spec.held_out_sequences)
+        order = epoch_order(self.caches, view=0, seed=spec.seed, epoch=0, held_out=self._held_out)
+        self.num_epoch_sequences = order.num_sequences
+        if self.num_epoch_sequences == 0:
+            raise UserError(f"{', '.join(spec.caches)}: there is no sequence to learn from")
         self.num_steps = count_steps(spec, self.num_epoch_sequences)
         torch.manual_seed(spec.seed)
         self.model = build_student(self.caches[0].teacher.folder, spec.student)
         self.model.to(device).train()  # type: ignore[arg-type]  # transformers annotates `to` as a decorator
+        if spec.execution.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         projection = make_projection(self.model, self.caches[0]) if spec.loss.weights.cosine else None
         self.modules = nn.ModuleDict({"student": self.model})
         if projection is not None:
             self.modules["projection"] = projection.to(device)
         self.optimizer = make_optimizer(self.modules, spec.optimizer)
-        self.loss = TripleLoss(spec.loss, self._teacher_head(), projection)
-        self._coders = [cache.coder.to(device) for cache in self.caches] if self._needs("hidden") else []
+        parts = teacher_parts(spec.loss)
+        self._hidden_layer = self.caches[0].last_hidden_layer if "hidden" in parts else None
+        head = self.caches[0].head.to(device) if "head" in parts else None
+        self.loss = TripleLoss(spec.loss, head, projection)
+        self._coders = [cache.coder.to(device) for cache in self.caches] if "hidden" in parts else []
         self._step_end = time.perf_counter()
         self.progress = Progress(
             run=run_digest(spec, self.caches, self.num_views),
@@ -112,12 +87,6 @@ class Trainer:
             sequences=0,
             seconds=0.0,
         )
-
-    def _needs(self, part: str) -> bool:
-        return part in teacher_parts(self.spec.loss)
-
-    def _teacher_head(self) -> OutputHead | None:
-        return self.caches[0].head.to(self.device) if self._needs("head") else None
 
     def check_output(self, store: Store) -> Progress | None:
         """The progress that `store` holds, None for none.
@@ -160,33 +129,58 @@ class Trainer:
             checkpoint.save_checkpoint(store, self.progress, self.modules, self.optimizer)
         self.rank.barrier()
 
-    def train(self, on_step: Callable[[StepReport], None]) -> None:
-        """Runs all steps that are left, calling back after each."""
-        self._step_end = time.perf_counter()
-        while self.progress.step < self.num_steps:
-            for rows in self._epoch_batches():
-                on_step(self._timed_step(rows))
-                if self.progress.step == self.num_steps:
-                    return
-            self.progress = dataclasses.replace(self.progress, epoch=self.progress.epoch + 1, sequences=0)
+    def train(
+        self,
+        on_step: Callable[[StepReport], None],
+        on_held_out: Callable[[HeldOutReport], None] = lambda report: None,
+    ) -> None:
+        """Runs all steps that are left, calling back after each, and after each evaluation on the rows held out."""
+        batches = made_ahead(itertools.islice(self._batches(), self.num_steps - self.progress.step))
+        self._step_end = asked = time.perf_counter()
+        for batch in batches:
+            on_step(self._timed_step(batch, wait_s=time.perf_counter() - asked))
+            if self._evaluation_is_due():
+                on_held_out(self.evaluate())
+                self._step_end = time.perf_counter()
+            asked = time.perf_counter()
 
-    def _epoch_batches(self) -> Iterator[list[Row]]:
-        layer = self.caches[0].last_hidden_layer
-        layers = (layer,) if self._needs("hidden") and layer is not None else ()
-        reader = Reader(self.caches, view=self.progress.epoch % self.num_views, layers=layers)
-        return reader.batches(
-            seed=self.spec.seed,
-            epoch=self.progress.epoch,
-            batch_sequences=self.spec.batch_sequences,
-            rank=self.rank.index,
-            num_ranks=self.rank.size,
-            start_sequence=self.progress.sequences,
+    def _batches(self) -> Iterator[Batch]:
+        """This worker's parts of all global batches from here on, epoch after epoch."""
+        start = self.progress.sequences
+        for epoch in itertools.count(self.progress.epoch):
+            batches = self.reader(epoch % self.num_views).batches(
+                seed=self.spec.seed,
+                epoch=epoch,
+                batch_sequences=self.spec.batch_sequences,
+                rank=self.rank.index,
+                num_ranks=self.rank.size,
+                start_sequence=start,
+            )
+            yield from (self.batch(rows, epoch) for rows in batches)
+            start = 0
+
+    def reader(self, view: int) -> Reader:
+        """Of what the losses need, and nothing else."""
+        layers = () if self._hidden_layer is None else (self._hidden_layer,)
+        return Reader(self.caches, view=view, layers=layers, held_out=self._held_out)
+
+    def batch(self, rows: list[Row], epoch: int) -> Batch:
+        """Rows as this run trains on them."""
+        return make_batch(
+            rows,
+            epoch=epoch,
+            max_tokens=self.spec.execution.micro_batch_tokens,
+            pad_id=self.model.config.pad_token_id,
+            hidden_layer=self._hidden_layer,
+            pin=self.device.type == "cuda",
         )
 
-    def _timed_step(self, rows: list[Row]) -> StepReport:
+    def _timed_step(self, batch: Batch, wait_s: float) -> StepReport:
+        if batch.epoch > self.progress.epoch:
+            self.progress = dataclasses.replace(self.progress, epoch=batch.epoch, sequences=0)
         lr = self._set_learning_rate()
-        losses, counts, grad_norm = self.step(rows)
-        num_sequences = int(counts[2])
+        losses, counts, grad_norm = self.step(batch)
+        num_sequences, num_tokens, _, rows_digest = counts.tolist()
         now = time.perf_counter()
         step_s, self._step_end = now - self._step_end, now
         self.progress = dataclasses.replace(
@@ -203,69 +197,101 @@ class Trainer:
             grad_norm=grad_norm,
             lr=lr,
             num_sequences=num_sequences,
-            num_tokens=int(counts[0]),
+            num_tokens=num_tokens,
+            rows_digest=rows_digest,
             step_s=step_s,
+            wait_s=wait_s,
             seconds=self.progress.seconds,
+            peak_bytes=peak_bytes(self.device),
         )
 
-    def step(self, rows: list[Row]) -> tuple[dict[str, float], torch.Tensor, float]:
-        """One optimiser step on this worker's rows: losses, counts (tokens, labels, sequences), gradient norm."""
+    def step(self, batch: Batch) -> tuple[dict[str, float], torch.Tensor, float]:
+        """One optimiser step on this worker's rows: losses, counts over all workers (as in `Batch`), gradient norm.
+
+        Raises:
+            DivergedError: the gradient is not finite; nothing was changed.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        losses, counts = self.gradients(rows)
+        losses, counts = self.gradients(batch)
         parameters = [parameter for parameter in self.modules.parameters() if parameter.requires_grad]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.spec.optimizer.clip_norm))
         if not torch.isfinite(torch.tensor(norm)):
             raise DivergedError(
-                f"the gradient of step {self.progress.step + 1} is not finite (losses {losses}); "
-                "nothing was changed by it: lower optimizer.lr, or use dtype: float32"
+                f"the gradient of step {self.progress.step + 1} is not finite (losses {losses}); nothing was changed by"
+                " it: lower optimizer.lr, or use dtype: float32; `student-train debug-batch` tells which sequences",
+                batch,
             )
         self.optimizer.step()
         return losses, counts, norm
 
-    def gradients(self, rows: list[Row]) -> tuple[dict[str, float], torch.Tensor]:
-        """Sums the gradients of a global batch over micro-batches and workers into `.grad`."""
-        counts = torch.tensor(
-            [sum(len(row.input_ids) for row in rows), sum(len(row.label_positions) for row in rows), len(rows)],
-            dtype=torch.float64,
-        )
-        counts = self.rank.sum(counts.to(self.device)).cpu()
-        denominators = step_denominators(float(counts[0]), float(counts[1]), self.caches[0].spec.keep.unmasked)
+    def gradients(self, batch: Batch) -> tuple[dict[str, float], torch.Tensor]:
+        """Sums the gradients of a global batch over micro-batches and workers into `.grad`; losses and counts."""
+        counts, denominators = self._totals(batch.counts)
         sums = torch.zeros(len(LOSS_NAMES), device=self.device)
-        layer = self.caches[0].last_hidden_layer if self._needs("hidden") else None
-        groups = group_by_tokens([len(row.input_ids) for row in rows], self.spec.execution.micro_batch_tokens)
-        for index, group in enumerate(groups):
+        for index, micro_batch in enumerate(batch.micro_batches):
             self._seed_dropout(index)
-            batch = collate(
-                [rows[place] for place in group], pad_id=self.model.config.pad_token_id, hidden_layer=layer
-            ).to(self.device)
-            if layer is not None:
-                batch = decode_hidden(batch, self._coders, layer)
+            on_device = self._on_device(micro_batch)
             with self._autocast():
-                hidden = encode_student(self.model, batch.input_ids, batch.attention_mask).flatten(0, 1)
-                parts = self.loss.backward(hidden, head_of(self.model), batch, denominators)
+                parts = self.loss.backward(self._encode(on_device), head_of(self.model), on_device, denominators)
             sums += torch.stack([getattr(parts, name) for name in LOSS_NAMES])
-        self._sum_gradients()
-        values = dict(zip(LOSS_NAMES, self.rank.sum(sums).tolist(), strict=True))
-        weights = self.spec.loss.weights
-        values["total"] = sum(getattr(weights, name) * values[name] for name in LOSS_NAMES)
-        return values, counts
+        self.rank.sum_gradients(self.modules)
+        return self._weighted(self.rank.sum(sums)), counts
+
+    @torch.no_grad()
+    def evaluate(self) -> HeldOutReport:
+        """Losses and accuracy on the rows held out, masked as in view 0."""
+        names = (*LOSS_NAMES, "accuracy")
+        counts, denominators = self._totals(self._held_out_batch.counts)
+        sums = torch.zeros(len(names), device=self.device)
+        self.model.eval()
+        for micro_batch in self._held_out_batch.micro_batches:
+            on_device = self._on_device(micro_batch)
+            with self._autocast():
+                parts = self.loss.measure(self._encode(on_device), head_of(self.model), on_device, denominators)
+            sums += torch.stack([getattr(parts, name) for name in names])
+        self.model.train()
+        self.rank.sum(sums)
+        return HeldOutReport(
+            step=self.progress.step,
+            seconds=self.progress.seconds,
+            num_sequences=int(counts[0]),
+            losses=self._weighted(sums[: len(LOSS_NAMES)]),
+            accuracy=float(sums[-1]),
+        )
+
+    def _evaluation_is_due(self) -> bool:
+        step = self.progress.step
+        return bool(self._held_out.blocks) and (
+            step % self.spec.execution.evaluation_steps == 0 or step == self.num_steps
+        )
+
+    @cached_property
+    def _held_out_batch(self) -> Batch:
+        """This worker's part of the rows held out, coded as they lie in the cache."""
+        rows = self.reader(0).rows_at(self._held_out.rows[self.rank.index :: self.rank.size])
+        return self.batch(rows, epoch=0)
+
+    def _totals(self, counts: torch.Tensor) -> tuple[torch.Tensor, Denominators]:
+        """Counts over all workers, and what means are taken over."""
+        counts = self.rank.sum(counts.to(self.device)).cpu()
+        _, num_tokens, num_labels, _ = counts.tolist()
+        return counts, step_denominators(num_tokens, num_labels, self.caches[0].spec.keep.unmasked)
+
+    def _on_device(self, batch: MicroBatch) -> MicroBatch:
+        batch = batch.to(self.device)
+        return batch if self._hidden_layer is None else decode_hidden(batch, self._coders, self._hidden_layer)
+
+    def _encode(self, batch: MicroBatch) -> torch.Tensor:
+        return encode_student(self.model, batch.input_ids, batch.attention_mask).flatten(0, 1)
+
+    def _weighted(self, sums: torch.Tensor) -> dict[str, float]:
+        """Each loss, and their weighted sum as `total`."""
+        values = dict(zip(LOSS_NAMES, sums.tolist(), strict=True))
+        return values | {"total": sum(getattr(self.spec.loss.weights, name) * value for name, value in values.items())}
 
     def _seed_dropout(self, micro_batch: int) -> None:
         key = philox.key_of("dropout", self.spec.seed, self.progress.step, self.rank.index, micro_batch)
         torch.manual_seed(key[0] >> 1)
-
-    def _sum_gradients(self) -> None:
-        """One flat all-reduce of all gradients; what no position needed has zeros, whatever the number of workers."""
-        parameters = [parameter for parameter in self.modules.parameters() if parameter.requires_grad]
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.rank.size == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = self.rank.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
 
     def _set_learning_rate(self) -> float:
         config = self.spec.optimizer
@@ -278,71 +304,6 @@ class Trainer:
         if self.spec.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.spec.dtype))
-
-
-def open_caches(spec: StudentSpec) -> list[Cache]:
-    """Opens the caches, and checks that they are sealed, fit together, and hold what the losses need.
-
-    Raises:
-        UserError: they do not.
-    """
-    caches = [open_cache(url, disk_cache=spec.execution.disk_cache) for url in spec.caches]
-    first = caches[0]
-    for cache in caches:
-        cache.manifest(0)
-        same = (cache.spec.teacher, cache.spec.corpus.tokenizer_sha256) == (
-            first.spec.teacher,
-            first.spec.corpus.tokenizer_sha256,
-        )
-        if not same:
-            raise UserError(f"{cache.url} and {first.url} are of different teachers or tokenizers: one run needs one")
-        _check_targets(cache, spec)
-        alike = [(c.spec.soft_labels, c.last_hidden_layer, c.spec.hidden.code) for c in (cache, first)]
-        if alike[0] != alike[1]:
-            raise UserError(
-                f"{cache.url} and {first.url} differ in soft_labels, hidden.code or the name of the last hidden layer: "
-                "one run needs caches built alike"
-            )
-    if len({cache.spec.keep.unmasked > 0 for cache in caches}) > 1:
-        raise UserError("some caches keep unmasked positions and some do not: their losses have different means")
-    return caches
-
-
-def _check_targets(cache: Cache, spec: StudentSpec) -> None:
-    if teacher_parts(spec.loss) and cache.last_hidden_layer is None:
-        raise UserError(
-            f"{cache.url} stores no last hidden states, which loss.soft_labels: replay and loss.weights.cosine need; "
-            "use loss.soft_labels=bucket and loss.weights.cosine=0, or a cache with hidden.layers: [-1]"
-        )
-    stored = cache.spec.soft_labels
-    exact = stored.top_k == cache.teacher.vocab_size
-    if spec.loss.soft_labels == "bucket" and spec.loss.weights.soft_labels and not exact:
-        check_stored(spec.loss.temperature, stored.temperatures)
-
-
-def count_steps(spec: StudentSpec, num_epoch_sequences: int) -> int:
-    """Optimiser steps of the whole run."""
-    if spec.steps is not None:
-        return spec.steps
-    return (spec.epochs or 3) * -(-num_epoch_sequences // spec.batch_sequences)
-
-
-def schedule(step: int, num_steps: int, warmup_share: float) -> float:
-    """Factor of the learning rate for the step after `step` steps: linear rise, then linear decay to 0."""
-    warmup = warmup_share * num_steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return max(0.0, (num_steps - step) / max(1.0, num_steps - warmup))
-
-
-def make_optimizer(modules: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; biases and layer norms do not decay."""
-    parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def make_projection(model: PreTrainedModel, cache: Cache) -> nn.Linear | None:
@@ -361,3 +322,11 @@ def run_digest(spec: StudentSpec, caches: list[Cache], num_views: int) -> str:
         del values[name]
     fingerprints = [cache.fingerprint for cache in caches]
     return documents.digest_of({"spec": values, "caches": fingerprints, "num_views": num_views})
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory held so far: on a GPU by its tensors, on CPU by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -3,10 +3,10 @@
 5 * T^2 * KL(teacher || student) at temperature T, 2 * masked-LM cross-entropy at T = 1, 1 * (1 - cosine) of the
 last hidden states. Each is a sum over positions divided by a number of the whole optimiser step, so no split into
 micro-batches or workers changes the step. The student's logits are never held whole: chunks of positions compute
-loss and gradient together.
+loss and gradient together, see `divergence`.
 
-Legend: U positions that some head loss needs, K kept positions, C positions of a chunk, V vocabulary, w student
-width, d teacher's hidden size.
+Legend: U positions that some loss needs, of which the first K are kept and the last L labelled; C positions of a chunk,
+V vocabulary, w student width, d teacher's hidden size.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,12 @@ from torch.nn import functional as F
 
 from student_train.batch import MicroBatch
 from student_train.config import LossConfig
+from student_train.divergence import LossAndGradient, bucket_divergence, cross_entropy, divergence
 from teacher_cache.targets.heads import OutputHead, head_logits
-from teacher_cache.targets.soft_labels import SoftLabels, bucket_log_probabilities, replay_log_probabilities
+from teacher_cache.targets.soft_labels import replay_log_probabilities
 
 CHUNK_POSITIONS = 512
-"""Positions whose logits are held at once: 512 * 30,522 float32 are 63 MB."""
+"""Positions whose logits are held at once: 512 * 30,522 float32 are 63 MB, and up to five such buffers are in use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,73 +43,87 @@ class Losses:
     soft_labels: torch.Tensor
     masked_lm: torch.Tensor
     cosine: torch.Tensor
+    accuracy: torch.Tensor
+    """Of the masked positions whose token the student ranks first; 0 while training."""
 
 
 class TripleLoss:
     """Computes the weighted loss's gradients, and reports each part."""
 
     def __init__(self, config: LossConfig, teacher_head: OutputHead | None, projection: nn.Linear | None) -> None:
-        self._config = config
+        self._config, self._weights = config, config.weights
         self._teacher_head = teacher_head
         self._projection = projection
         """Student width to teacher width, for the cosine term only."""
 
     def backward(self, hidden: torch.Tensor, head: OutputHead, batch: MicroBatch, step: Denominators) -> Losses:
         """Adds the gradients of this micro-batch to `hidden`'s graph `[B * S, w]` and to `head`'s parameters."""
-        places, kept_row, labels = _union(batch)
-        picked = hidden[places]
+        picked = hidden[batch.places]
         leaf = picked.detach().requires_grad_()
-        totals = {name: torch.zeros((), device=hidden.device) for name in ("soft_labels", "masked_lm", "cosine")}
-        for start in range(0, len(places), CHUNK_POSITIONS):
-            chunk = slice(start, start + CHUNK_POSITIONS)
-            parts = self._head_losses(leaf[chunk], head, batch, kept_row[chunk], labels[chunk], step)
-            _accumulate(totals, parts, self._weights())
-        if self._config.weights.cosine and batch.hidden is not None:
-            kept = kept_row >= 0
-            parts = {"cosine": self._cosine(leaf[kept], batch, step)}
-            _accumulate(totals, parts, self._weights())
+        totals = _zeros(hidden.device)
+        for start in range(0, len(leaf), CHUNK_POSITIONS):
+            logits = head_logits(head, leaf[start : start + CHUNK_POSITIONS])
+            gradient = self._head_losses(logits.detach(), start, batch, step, totals)
+            if gradient is not None:
+                logits.backward(gradient.to(logits.dtype))
+        if self._weights.cosine and batch.hidden is not None:
+            cosine = self._cosine(leaf[: batch.num_kept], batch, step)
+            (self._weights.cosine * cosine).backward()
+            totals["cosine"] += cosine.detach()
         if leaf.grad is not None:
             picked.backward(leaf.grad)
         return Losses(**totals)
 
-    def _weights(self) -> dict[str, float]:
-        weights = self._config.weights
-        return {"soft_labels": weights.soft_labels, "masked_lm": weights.masked_lm, "cosine": weights.cosine}
+    @torch.no_grad()
+    def measure(self, hidden: torch.Tensor, head: OutputHead, batch: MicroBatch, step: Denominators) -> Losses:
+        """The same losses and the accuracy, without gradients."""
+        picked = hidden[batch.places]
+        totals = _zeros(hidden.device)
+        for start in range(0, len(picked), CHUNK_POSITIONS):
+            logits = head_logits(head, picked[start : start + CHUNK_POSITIONS])
+            self._head_losses(logits, start, batch, step, totals)
+            chunk, labels = _labelled(logits, start, batch)
+            totals["accuracy"] += (chunk.argmax(dim=-1) == labels).sum() / step.labels
+        if self._weights.cosine and batch.hidden is not None:
+            totals["cosine"] += self._cosine(picked[: batch.num_kept], batch, step)
+        return Losses(**totals)
 
     def _head_losses(
         self,
-        hidden: torch.Tensor,
-        head: OutputHead,
+        logits: torch.Tensor,
+        start: int,
         batch: MicroBatch,
-        kept_row: torch.Tensor,
-        labels: torch.Tensor,
         step: Denominators,
-    ) -> dict[str, torch.Tensor]:
-        """Soft-label and masked-LM shares of a chunk `[C, w]`; `kept_row` and `labels` are `[C]`, below 0 for none."""
-        logits = head_logits(head, hidden).float()
-        parts = {}
-        labelled = labels >= 0
-        if self._config.weights.masked_lm and labelled.any():
-            cross_entropy = F.cross_entropy(logits[labelled], labels[labelled], reduction="sum")
-            parts["masked_lm"] = cross_entropy / step.labels
-        kept = kept_row >= 0
-        if self._config.weights.soft_labels and kept.any():
-            rows = kept_row[kept]
-            teacher_hidden = batch.hidden[rows] if batch.hidden is not None else None
-            divergence = self._divergence(logits[kept], batch.soft_labels[rows], teacher_hidden)
-            squared = self._config.temperature**2
-            parts["soft_labels"] = squared * (divergence * batch.weights[rows]).sum() / step.soft_positions
-        return parts
+        totals: dict[str, torch.Tensor],
+    ) -> torch.Tensor | None:
+        """Adds a chunk's shares to `totals`; the weighted gradient for its logits `[C, V]`, None for zero."""
+        gradient = None
+        num_kept = min(max(batch.num_kept - start, 0), len(logits))
+        if self._weights.soft_labels and num_kept:
+            kept = slice(start, start + num_kept)
+            loss, gradient = self._divergence(logits[:num_kept], batch, kept)
+            share = self._config.temperature**2 / step.soft_positions * batch.weights[kept]
+            totals["soft_labels"] += (loss * share).sum()
+            gradient *= self._weights.soft_labels * share[:, None]
+            gradient = F.pad(gradient, (0, 0, 0, len(logits) - num_kept)) if num_kept < len(logits) else gradient
+        labelled, labels = _labelled(logits, start, batch)
+        if self._weights.masked_lm and len(labels):
+            loss, of_labels = cross_entropy(labelled, labels)
+            totals["masked_lm"] += loss.sum() / step.labels
+            gradient = torch.zeros_like(logits, dtype=torch.float32) if gradient is None else gradient
+            gradient[len(logits) - len(labels) :].add_(of_labels, alpha=self._weights.masked_lm / step.labels)
+        return gradient
 
-    def _divergence(self, logits: torch.Tensor, soft: SoftLabels, hidden: torch.Tensor | None) -> torch.Tensor:
-        temperature = self._config.temperature
+    def _divergence(self, logits: torch.Tensor, batch: MicroBatch, kept: slice) -> LossAndGradient:
+        """Of a chunk's kept positions."""
+        temperature, soft = self._config.temperature, batch.soft_labels[kept]
         if self._config.soft_labels == "bucket":
             return bucket_divergence(logits, soft, temperature)
         assert self._teacher_head is not None, "replay needs the teacher's head"
-        assert hidden is not None, "replay needs the teacher's hidden states"
+        assert batch.hidden is not None, "replay needs the teacher's hidden states"
         with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-            teacher = replay_log_probabilities(hidden, self._teacher_head, soft, temperature)
-        return divergence(logits, teacher, temperature)
+            teacher = replay_log_probabilities(batch.hidden[kept], self._teacher_head, soft, temperature)
+            return divergence(logits, teacher, temperature)
 
     def _cosine(self, hidden: torch.Tensor, batch: MicroBatch, step: Denominators) -> torch.Tensor:
         """Share of the mean of 1 - cosine between hidden states `[K, w]` and the teacher's `[K, d]`."""
@@ -118,24 +133,16 @@ class TripleLoss:
         return (distance * batch.weights).sum() / step.soft_positions
 
 
-def divergence(logits: torch.Tensor, teacher_log_probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL(teacher || student) `[K]` between whole rows `[K, V]`, in nats."""
-    student = (logits / temperature).log_softmax(dim=-1)
-    return F.kl_div(student, teacher_log_probabilities, reduction="none", log_target=True).sum(dim=-1)
+def _labelled(logits: torch.Tensor, start: int, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The labelled positions of a chunk that begins at `start`: logits, always its last ones, and labels."""
+    first = max(batch.first_label - start, 0)
+    begin = start + first - batch.first_label
+    labels = batch.label_ids[begin : begin + max(len(logits) - first, 0)]
+    return logits[len(logits) - len(labels) :], labels
 
 
-def bucket_divergence(logits: torch.Tensor, soft_labels: SoftLabels, temperature: float) -> torch.Tensor:
-    """KL(teacher || student) `[K]` over the top k tokens and one bucket for the rest, in nats.
-
-    Its gradient spreads the rest's error by the student's own tail.
-    """
-    scaled = logits / temperature
-    teacher = bucket_log_probabilities(soft_labels, temperature)
-    top = scaled.gather(-1, soft_labels.topk_ids)
-    if soft_labels.rest_log_sum_exp:
-        rest = scaled.scatter(-1, soft_labels.topk_ids, -torch.inf).logsumexp(dim=-1, keepdim=True)
-        top = torch.cat([top, rest], dim=-1)
-    return F.kl_div(top.log_softmax(dim=-1), teacher, reduction="none", log_target=True).sum(dim=-1)
+def _zeros(device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros((), device=device) for name in ("soft_labels", "masked_lm", "cosine", "accuracy")}
 
 
 def step_denominators(num_tokens: float, num_labels: float, unmasked_rate: float) -> Denominators:
@@ -152,23 +159,3 @@ def teacher_parts(config: LossConfig) -> set[Literal["hidden", "head"]]:
     if config.weights.soft_labels and config.soft_labels == "replay":
         parts |= {"hidden", "head"}
     return parts
-
-
-def _union(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Places `[U]` that are kept or labelled, ascending; for each its row among the kept ones and its label, or -1."""
-    places = torch.cat([batch.kept_places, batch.label_places]).unique(sorted=True)
-    kept_row = torch.full_like(places, -1)
-    labels = torch.full_like(places, -1)
-    kept_row[torch.searchsorted(places, batch.kept_places)] = torch.arange(len(batch.kept_places), device=places.device)
-    labels[torch.searchsorted(places, batch.label_places)] = batch.label_ids
-    return places, kept_row, labels
-
-
-def _accumulate(totals: dict[str, torch.Tensor], parts: dict[str, torch.Tensor], weights: dict[str, float]) -> None:
-    """Runs backward on the weighted sum of `parts`, and adds them to the totals."""
-    if not parts:
-        return
-    weighted = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-    weighted.backward()
-    for name, value in parts.items():
-        totals[name] += value.detach()

@@ -2,8 +2,9 @@
 
 Shards are permuted and dealt into 60 lanes; rows are shuffled within a window of each lane; lanes are interleaved
 round by round into one global order (an exhausted lane is skipped), and global batch b is a fixed slice of it. A
-worker owns every W-th lane, so it reads only those shards. Any place of the order can be reached without walking
-to it, which is what makes resuming cheap.
+worker owns every W-th lane, so it reads only those shards. Lanes begin with windows of unlike sizes, so that they do
+not all need their next blocks at once. Any place of the order can be reached without walking to it, which is what
+makes resuming cheap.
 
 Legend: L lanes, n rows.
 """
@@ -14,13 +15,15 @@ from functools import lru_cache
 
 import numpy as np
 
+from student_train.held_out import NOTHING, HeldOut, set_aside
 from teacher_cache.format import philox
 from teacher_cache.format.cache import Cache
+from teacher_cache.format.shard_columns import BLOCK_SEQUENCES
 
 NUM_LANES = 60
 """Divisible by 2, 3, 4, 5 and 6: each worker then reads 1/W of the bytes."""
 WINDOW_SEQUENCES = 256
-"""Rows of a lane that are shuffled together; a worker holds one window of each of its lanes."""
+"""Rows of a lane that are shuffled together; a worker holds half a window of each of its lanes, on average."""
 STREAM_SHARDS, STREAM_WINDOWS = 0, 1
 
 
@@ -40,11 +43,11 @@ class Lane:
 
 
 class EpochOrder:
-    """The order of one epoch over shards of given sizes."""
+    """The order of one epoch over shards of given sizes, but for the rows held out."""
 
-    def __init__(self, shard_rows: Sequence[int] | np.ndarray, key: philox.Key) -> None:
-        self._key = key
-        rows = np.asarray(shard_rows, dtype=np.int64)
+    def __init__(self, shard_rows: Sequence[int] | np.ndarray, key: philox.Key, held_out: HeldOut = NOTHING) -> None:
+        self._key, self._held_out = key, held_out
+        rows = held_out.training_sizes(np.asarray(shard_rows, dtype=np.int64))
         dealt = philox.permutation(philox.words(key, stream=STREAM_SHARDS, index=0, size=len(rows)))
         self.lanes = [
             Lane(index=lane, shards=dealt[lane::NUM_LANES], stops=np.cumsum(rows[dealt[lane::NUM_LANES]]))
@@ -61,6 +64,17 @@ class EpochOrder:
         for start in range(start_sequence, self.num_sequences, batch_sequences):
             stop = min(start + batch_sequences, self.num_sequences)
             yield self._slice(start, stop, range(rank, NUM_LANES, num_ranks))
+
+    def read_before(self, start_sequence: int, *, rank: int = 0, num_ranks: int = 1) -> np.ndarray:
+        """(shard, row) pairs `[n, 2]` of this rank, read before that place, of blocks that it still reads from."""
+        taken = self._taken(start_sequence)
+        parts = [np.empty((0, 2), dtype=np.int64)]
+        for lane in range(rank, NUM_LANES, num_ranks):
+            # A block that the present window has rows of may begin a block's length before it.
+            window = int(taken[lane] + _short_by(lane)) // WINDOW_SEQUENCES
+            first = max(0, self._bounds(lane, window)[0] - BLOCK_SEQUENCES)
+            parts.append(self._rows(self.lanes[lane], np.arange(first, taken[lane])))
+        return np.concatenate(parts)
 
     def _slice(self, start: int, stop: int, lanes: range) -> np.ndarray:
         """(shard, row) pairs of places `start` to `stop` of the global order that lie in `lanes`."""
@@ -86,26 +100,37 @@ class EpochOrder:
 
     def _rows(self, lane: Lane, offsets: np.ndarray) -> np.ndarray:
         """(shard, row) pairs `[n, 2]` at offsets `[n]` of a lane."""
-        windows = offsets // WINDOW_SEQUENCES
+        windows = (offsets + _short_by(lane.index)) // WINDOW_SEQUENCES
         shuffled = np.empty_like(offsets)
         for window in np.unique(windows):
-            inside = windows == window
-            first = window * WINDOW_SEQUENCES
-            shuffled[inside] = first + self._window(lane.index, int(window))[offsets[inside] - first]
+            inside, start = windows == window, self._bounds(lane.index, int(window))[0]
+            shuffled[inside] = start + self._window(lane.index, int(window))[offsets[inside] - start]
         place = np.searchsorted(lane.stops, shuffled, side="right")
-        starts = np.where(place, lane.stops[place - 1], 0)  # a batch costs what it reads, however many shards there are
-        return np.stack([lane.shards[place], shuffled - starts], axis=1)
+        before = np.where(place, lane.stops[place - 1], 0)  # a batch costs what it reads, however many shards there are
+        return self._held_out.skip(np.stack([lane.shards[place], shuffled - before], axis=1))
+
+    def _bounds(self, lane: int, window: int) -> tuple[int, int]:
+        """Offsets of a window's first row and after its last."""
+        start = window * WINDOW_SEQUENCES - _short_by(lane)
+        return max(start, 0), min(start + WINDOW_SEQUENCES, self.lanes[lane].num_rows)
 
     def _permuted_window(self, lane: int, window: int) -> np.ndarray:
-        size = min(WINDOW_SEQUENCES, self.lanes[lane].num_rows - window * WINDOW_SEQUENCES)
-        raw = philox.words(self._key, stream=STREAM_WINDOWS + lane, index=window, size=size)
+        start, stop = self._bounds(lane, window)
+        raw = philox.words(self._key, stream=STREAM_WINDOWS + lane, index=window, size=stop - start)
         return philox.permutation(raw)
 
 
-def epoch_order(caches: Sequence[Cache], *, view: int, seed: int, epoch: int) -> EpochOrder:
+def _short_by(lane: int) -> int:
+    """Rows that a lane's first window has less than all others."""
+    return WINDOW_SEQUENCES * (NUM_LANES - 1 - lane) // NUM_LANES
+
+
+def epoch_order(
+    caches: Sequence[Cache], *, view: int, seed: int, epoch: int, held_out: HeldOut = NOTHING
+) -> EpochOrder:
     """The order of an epoch over all shards of one view of several caches, cache after cache."""
     key = philox.key_of("order", *(cache.fingerprint for cache in caches), view, seed, epoch)
-    return EpochOrder(np.concatenate([cache.manifest(view).sizes for cache in caches]), key)
+    return EpochOrder(np.concatenate([cache.manifest(view).sizes for cache in caches]), key, held_out)
 
 
 def global_batches(
@@ -118,6 +143,7 @@ def global_batches(
     rank: int = 0,
     num_ranks: int = 1,
     start_sequence: int = 0,
+    held_out_sequences: int = 0,
 ) -> Iterator[np.ndarray]:
     """This rank's sequence ids `[n]` of each global batch, in the order in which training reads them.
 
@@ -125,6 +151,7 @@ def global_batches(
     """
     sizes = cache.manifest(view).sizes
     firsts = np.cumsum(sizes) - sizes
-    order = epoch_order([cache], view=view, seed=seed, epoch=epoch)
+    held_out = set_aside([cache], held_out_sequences)
+    order = epoch_order([cache], view=view, seed=seed, epoch=epoch, held_out=held_out)
     for pairs in order.batches(batch_sequences, rank=rank, num_ranks=num_ranks, start_sequence=start_sequence):
         yield firsts[pairs[:, 0]] + pairs[:, 1]

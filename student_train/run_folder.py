@@ -44,11 +44,11 @@ class StepReport:
     step_s: float
     """Since the end of the step before: reading included."""
     wait_s: float
-    """Of these, spent waiting for the reader, on the worker that waited longest."""
+    """Of these, spent by the first worker on waiting for its reader."""
     seconds: float
     """Training time so far, over all attempts."""
     peak_bytes: int
-    """Most memory that a worker has held so far: on its GPU, or of its process where it trains on CPU."""
+    """Most memory that the first worker has held so far: on its GPU, or of its process where it trains on CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,79 +1,105 @@
-"""What a run says of itself while it learns: lines for a person, `metrics.jsonl`, and TensorBoard."""
+"""What a run says of itself while it learns: records in its output, TensorBoard, MLflow, and whoever watches."""
 
-import json
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from student_train.loop import StepReport
+from student_train.run_folder import (
+    HELD_OUT_KEY,
+    METRICS_KEY,
+    RUN_KEY,
+    SUMMARY_KEY,
+    HeldOutReport,
+    RunDescription,
+    StepReport,
+    TrainSummary,
+    read_records,
+    write_records,
+)
+from student_train.tracking import Tracker
 from teacher_cache.storage.store import Store
 
-METRICS_KEY = "metrics.jsonl"
-MAX_METRICS_BYTES = 2**30
+SHOW_EVERY_S = 0.5
+"""To whoever watches; all steps are in the records."""
+Shown = StepReport | HeldOutReport | str
+Show = Callable[[Shown], None]
 
 
 class RunLog:
-    """The log of a run's first worker; `flush` puts it into the store, `close` ends it."""
+    """The log of a run's first worker; `flush` puts it into the store, `finish` ends it."""
 
-    def __init__(self, store: Store, *, after_step: int, every_steps: int, say: Callable[[str], None]) -> None:
-        self._store = store
-        self._every_steps = every_steps
-        self._say = say
-        self._rows = [row for row in _read(store) if row["step"] <= after_step]
+    def __init__(self, store: Store, description: RunDescription, *, after_step: int, tracker: Tracker, show: Show):
+        self._store, self._show, self.tracker = store, show, tracker
+        self._every_steps = description.spec["execution"]["log_steps"]
+        self._steps = [row for row in read_records(store, METRICS_KEY, StepReport) if row.step <= after_step]
+        self._held_out = [row for row in read_records(store, HELD_OUT_KEY, HeldOutReport) if row.step <= after_step]
         self._temporary = None if store.is_local else tempfile.TemporaryDirectory()
         self._folder = Path(self._temporary.name if self._temporary else store.path("tensorboard"))
         self._writer = SummaryWriter(str(self._folder), purge_step=after_step + 1)
+        self._shown = 0.0
+        write_records(store, RUN_KEY, [description])
 
     def step(self, report: StepReport) -> None:
-        """Notes a step, and says every `every_steps`-th and the last one."""
-        row = asdict(report)
-        self._rows.append(row)
-        for name, value in report.losses.items():
-            self._writer.add_scalar(f"loss/{name}", value, report.step)
-        for name in ("grad_norm", "lr"):
-            self._writer.add_scalar(name, row[name], report.step)
-        self._writer.add_scalar("tokens_per_s", report.num_tokens / report.step_s, report.step)
-        if report.step % self._every_steps == 0 or report.step == report.num_steps:
-            self._say(line(report))
+        """Notes a step."""
+        self._steps.append(report)
+        self._write(report.step, step_scalars(report))
+        is_due = report.step % self._every_steps == 0 or report.step == report.num_steps
+        if is_due or time.monotonic() - self._shown > SHOW_EVERY_S:
+            self._shown = time.monotonic()
+            self._show(report)
+
+    def held_out(self, report: HeldOutReport) -> None:
+        """Notes an evaluation."""
+        self._held_out.append(report)
+        scalars = {f"held_out/{name}": value for name, value in report.losses.items()}
+        self._write(report.step, scalars | {"held_out/accuracy": report.accuracy})
+        self._show(report)
 
     @property
     def last(self) -> StepReport | None:
         """The newest step, of this attempt or of one before."""
-        return StepReport(**self._rows[-1]) if self._rows else None
+        return self._steps[-1] if self._steps else None
+
+    @property
+    def last_held_out(self) -> HeldOutReport | None:
+        """The newest evaluation, of this attempt or of one before."""
+        return self._held_out[-1] if self._held_out else None
 
     def flush(self) -> None:
-        lines = "".join(json.dumps(row) + "\n" for row in self._rows)
-        self._store.replace(METRICS_KEY, lines.encode())
+        write_records(self._store, METRICS_KEY, self._steps)
+        if self._held_out:
+            write_records(self._store, HELD_OUT_KEY, self._held_out)
         self._writer.flush()
         if self._temporary:
             for path in self._folder.iterdir():
                 self._store.replace(f"tensorboard/{path.name}", path.read_bytes())
 
+    def finish(self, summary: TrainSummary) -> None:
+        """Notes that the run is done."""
+        write_records(self._store, SUMMARY_KEY, [summary])
+        self.tracker.finish()
+
     def close(self) -> None:
-        self.flush()
         self._writer.close()
         if self._temporary:
             self._temporary.cleanup()
 
-
-def line(report: StepReport) -> str:
-    """One step for a person to read."""
-    left = (report.num_steps - report.step) * report.seconds / report.step
-    losses = report.losses
-    return (
-        f"step {report.step}/{report.num_steps}  loss {losses['total']:.3f}  soft labels {losses['soft_labels']:.4f}  "
-        f"masked-LM {losses['masked_lm']:.3f}  cosine {losses['cosine']:.4f}  "
-        f"{report.num_sequences / report.step_s:.0f} sequences/s  {left:.0f} s left"
-    )
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        self.tracker.log(scalars, step)
 
 
-def _read(store: Store) -> list[dict[str, Any]]:
-    try:
-        data = store.read(METRICS_KEY, max_bytes=MAX_METRICS_BYTES)
-    except FileNotFoundError:
-        return []
-    return [json.loads(text) for text in data.decode().splitlines()]
+def step_scalars(report: StepReport) -> dict[str, float]:
+    """A step's curves by name."""
+    losses = {f"loss/{name}": value for name, value in report.losses.items()}
+    return losses | {
+        "grad_norm": report.grad_norm,
+        "lr": report.lr,
+        "tokens_per_s": report.num_tokens / report.step_s,
+        "wait_share": report.wait_s / report.step_s,
+        "peak_bytes": report.peak_bytes,
+    }

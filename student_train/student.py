@@ -51,6 +51,13 @@ def build_student(teacher_folder: Path, spec: StudentConfig) -> PreTrainedModel:
     Raises:
         UserError: layers, width, heads or vocabulary do not fit; an unsupported family; no such folder.
     """
+    student = _starting_student(teacher_folder, spec)
+    if spec.frozen_embeddings:
+        student.base_model.embeddings.requires_grad_(False)
+    return student
+
+
+def _starting_student(teacher_folder: Path, spec: StudentConfig) -> PreTrainedModel:
     teacher = _read_config(teacher_folder)
     if spec.initial_weights not in ("teacher", "random"):
         return _load_student(Path(spec.initial_weights), teacher, spec)

@@ -75,7 +75,7 @@ class Coder:
     def decode_hidden(self, layer: int, levels: torch.Tensor, side: SideInformation) -> torch.Tensor:
         """Hidden states float32 `[K, d]` from levels int16 `[K, d]`, both on the device."""
         assert self.head is not None, "the transform code needs the teacher's head"
-        with torch.inference_mode():
+        with torch.no_grad():
             return self.codebook.hidden[layer].decode(levels, side, self.head)
 
 

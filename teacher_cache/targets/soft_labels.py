@@ -8,7 +8,7 @@ Legend: K kept positions, V vocabulary, k top tokens, d hidden size.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +68,14 @@ class SoftLabels:
         )
 
     def to(self, device: torch.device) -> "SoftLabels":
+        return self.moved(lambda values: values.to(device, non_blocking=True))
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "SoftLabels":
+        """With each tensor moved."""
         return SoftLabels(
-            topk_ids=self.topk_ids.to(device, non_blocking=True),
-            topk_logits=self.topk_logits.to(device, non_blocking=True),
-            rest_log_sum_exp={key: rest.to(device, non_blocking=True) for key, rest in self.rest_log_sum_exp.items()},
+            topk_ids=move(self.topk_ids),
+            topk_logits=move(self.topk_logits),
+            rest_log_sum_exp={key: move(rest) for key, rest in self.rest_log_sum_exp.items()},
         )
 
 
@@ -113,13 +117,20 @@ def replay_log_probabilities(
     """
     if soft_labels.topk_ids.shape[-1] == head.decoder_weight.shape[0]:
         return (soft_labels.topk_logits / temperature).log_softmax(dim=-1)
-    logits = head_logits(head, hidden).float()
-    scaled = logits / temperature
-    if soft_labels.rest_log_sum_exp:
-        nearest = min(soft_labels.rest_log_sum_exp, key=lambda stored: abs(math.log(stored / temperature)))
-        rebuilt = (logits / nearest).scatter(-1, soft_labels.topk_ids, -torch.inf).logsumexp(dim=-1)
-        scaled = scaled + nearest / temperature * (soft_labels.rest_log_sum_exp[nearest] - rebuilt)[:, None]
-    return scaled.scatter(-1, soft_labels.topk_ids, soft_labels.topk_logits / temperature).log_softmax(dim=-1)
+    ids, top = soft_labels.topk_ids, soft_labels.topk_logits / temperature
+    rows = head_logits(head, hidden).float()
+    if not soft_labels.rest_log_sum_exp:
+        return rows.div_(temperature).scatter_(-1, ids, top).log_softmax(dim=-1)
+    nearest = min(soft_labels.rest_log_sum_exp, key=lambda stored: abs(math.log(stored / temperature)))
+    rest = soft_labels.rest_log_sum_exp[nearest][:, None]
+    # Within one buffer: a row of logits is large.
+    rows.div_(nearest).scatter_(-1, ids, -torch.inf)
+    rows += rest - rows.logsumexp(dim=-1, keepdim=True)
+    if nearest != temperature:
+        rows *= nearest / temperature
+        rest = rows.logsumexp(dim=-1, keepdim=True)
+    total = torch.cat([top, rest], dim=-1).logsumexp(dim=-1, keepdim=True)
+    return rows.sub_(total).scatter_(-1, ids, top - total)
 
 
 def check_stored(temperature: float, stored: Sequence[float]) -> None:

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from student_train.config import StudentSpec
-from student_train.loop import Rank, StepReport, Trainer
+from student_train.loop import Trainer
+from student_train.rank import Rank
+from student_train.run_folder import StepReport
 from teacher_cache.format.cache import Cache
 from teacher_cache.shell.settings import parse
 

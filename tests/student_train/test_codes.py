@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from student_train.batch import collate, decode_hidden
-from student_train.loop import StepReport
 from student_train.reader import Reader
+from student_train.run_folder import StepReport
 from teacher_cache.errors import UserError
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.row import Row
@@ -58,7 +58,8 @@ def test_each_row_is_decoded_by_its_own_caches_codebook(default_cache: Cache, ot
     for group in group_by_tokens([len(row.input_ids) for row in rows], tokens):
         taken = [rows[place] for place in group]
         batch = decode_hidden(collate(taken, pad_id=0, hidden_layer=-1), coders, -1)
-        found = np.split(batch.hidden.numpy(), np.cumsum([len(row.kept_positions) for row in taken])[:-1])
+        in_order = batch.places[: batch.num_kept].argsort()
+        found = np.split(batch.hidden[in_order].numpy(), np.cumsum([len(row.kept_positions) for row in taken])[:-1])
         for row, states in zip(taken, found, strict=True):
             whole = expected[row.source, row.sequence_id]
             np.testing.assert_array_equal(row.topk_logits, whole.topk_logits)

@@ -51,9 +51,13 @@ import student_train.cli
 from student_train import launch
 from student_train.config import StudentSpec
 from student_train.loop import Trainer
+from student_train.worker import run_worker
 from teacher_cache.shell.settings import parse
 
 torch.set_num_threads(1)
+
+def ignore(item):
+    pass
 
 def look(found):
     gc.collect()
@@ -73,7 +77,7 @@ def look(found):
 def train(spec):
     found = {"shapes": [], "digests": [], "strangers": [], "checks": 0}
     launch.check(spec)
-    launch.run_worker(spec, device=torch.device("cpu"), say=launch.say, on_checkpoint=lambda report: look(found))
+    run_worker(spec, device=torch.device("cpu"), show=ignore, on_checkpoint=lambda report: look(found))
     launch.train(spec)
     return found
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from student_train import launch
 from student_train.config import StudentSpec
-from student_train.launch import TrainSummary, train
+from student_train.launch import train
+from student_train.run_folder import TrainSummary
+from student_train.worker import run_worker
 from teacher_cache.errors import UserError
 from teacher_cache.format.cache import Cache
 from teacher_cache.shell.settings import parse
@@ -93,7 +95,7 @@ def test_a_finished_run_does_nothing_again_and_says_so(finished):
     spec, summary, output = finished
     card, rows, student = (output / "model" / "README.md").read_text(), read_metrics(output), read_student(output)
     again = train(spec)
-    assert again.losses == {}
+    assert again.losses == summary.losses
     assert again.sequences_per_s == 0
     assert (again.num_steps, again.seconds) == (summary.num_steps, summary.seconds)
     assert read_metrics(output) == rows
@@ -126,7 +128,7 @@ def test_a_killed_run_goes_on_with_its_logs(default_cache, tmp_path, finished):
             raise runs.KilledError
 
     with pytest.raises(runs.KilledError):
-        launch.run_worker(spec, device=runs.CPU, say=launch.say, on_checkpoint=kill)
+        run_worker(spec, device=runs.CPU, show=print, on_checkpoint=kill)
     assert not (tmp_path / "model").exists()
     train(spec)
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 8))
@@ -231,7 +233,8 @@ def test_a_worker_that_dies_is_started_again_and_goes_on(default_cache, in_proce
 
         torch.set_num_threads(1)
         spec = parse(StudentSpec, config["spec"])
-        return launch.run_worker(spec, device=torch.device("cpu"), say=config["lines"].put, on_checkpoint=die_once)
+        summary = run_worker(spec, device=torch.device("cpu"), show=config["shown"].put, on_checkpoint=die_once)
+        return asdict(summary)
 
     monkeypatch.setattr(launch, "_train_loop", dying_loop)
     output = tmp_path / "run"

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from student_train import losses
 from student_train.batch import MicroBatch, collate
 from student_train.config import LossConfig
-from student_train.losses import TripleLoss, bucket_divergence, divergence, step_denominators, teacher_parts
+from student_train.divergence import LossAndGradient, bucket_divergence, cross_entropy, divergence
+from student_train.losses import TripleLoss, step_denominators, teacher_parts
 from teacher_cache.errors import UserError
 from teacher_cache.shell.settings import parse
 from teacher_cache.targets.heads import OutputHead, head_logits
@@ -24,8 +25,9 @@ from teacher_cache.targets.soft_labels import keep_top, replay_log_probabilities
 from tests.student_train import runs
 
 VOCAB, WIDTH, NUM_TOKENS = 11, 6, 10
-KEPT, LABELLED = [0, 2, 3, 7, 9], [2, 5, 9]
+KEPT, LABELLED = [0, 3, 7, 2, 9], [2, 9, 5]
 """Places that are kept, that are labelled: some both, some one, most none."""
+PLACES = [0, 3, 7, 2, 9, 5]
 
 
 def random_logits(num_rows: int, seed: int) -> torch.Tensor:
@@ -63,9 +65,8 @@ def make_batch(*, top_k: int = 3, rates: tuple[float, ...] = (1.0, 0.5, 1.0, 0.2
     return MicroBatch(
         input_ids=torch.zeros(1, NUM_TOKENS, dtype=torch.int64),
         attention_mask=torch.ones(1, NUM_TOKENS, dtype=torch.int64),
-        label_places=torch.tensor(LABELLED),
-        label_ids=torch.tensor([4, 0, 8]),
-        kept_places=torch.tensor(KEPT),
+        places=torch.tensor(PLACES),
+        label_ids=torch.tensor([4, 8, 0]),
         weights=1 / torch.tensor(rates),
         soft_labels=keep_top(head_logits(TEACHER_HEAD, hidden), top_k=top_k, temperatures=(1.0, 2.0, 4.0)),
         hidden=hidden,
@@ -83,6 +84,9 @@ def run_losses(
     parts = TripleLoss(loss, head, projection).backward(states * 1, STUDENT_HEAD, batch, step)
     assert states.grad is not None
     return {name: float(value) for name, value in vars(parts).items()}, states.grad
+
+
+NONE = {"soft_labels": 0, "masked_lm": 0, "cosine": 0, "accuracy": 0}
 
 
 def only(part: str, weight: float = 1.0) -> dict[str, float]:
@@ -109,13 +113,15 @@ def test_bucket_divergence_is_the_kl_of_top_k_and_one_bucket(top_k, temperature)
     expected = dense_kl(
         *(in_buckets((row.double() / temperature).softmax(-1), soft.topk_ids) for row in (teacher, student))
     )
-    torch.testing.assert_close(bucket_divergence(student, soft, temperature).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        bucket_divergence(student, soft, temperature)[0].double(), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_bucket_divergence_of_a_hand_made_row():
     """Teacher (1/2, 1/4, 1/4) and student (1/4, 1/2, 1/4), the first token kept: KL of (1/2, 1/2) and (1/4, 3/4)."""
     soft = keep_top(torch.tensor([[0.5, 0.25, 0.25]]).log(), top_k=1, temperatures=(1.0,))
-    value = bucket_divergence(torch.tensor([[0.25, 0.5, 0.25]]).log(), soft, 1.0)
+    value, _ = bucket_divergence(torch.tensor([[0.25, 0.5, 0.25]]).log(), soft, 1.0)
     assert float(value) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
 
 
@@ -123,7 +129,7 @@ def test_bucket_of_the_whole_vocabulary_is_the_dense_kl_at_any_temperature():
     teacher, student = random_logits(7, seed=0), random_logits(7, seed=1)
     soft = keep_top(teacher, top_k=VOCAB, temperatures=(1.0,))
     expected = dense_kl((teacher / 3).softmax(-1), (student / 3).softmax(-1))
-    torch.testing.assert_close(bucket_divergence(student, soft, 3.0).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(bucket_divergence(student, soft, 3.0)[0].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bucket_refuses_a_temperature_that_is_not_stored():
@@ -140,7 +146,7 @@ def test_replay_from_exact_states_is_the_dense_kl_at_any_temperature(top_k, temp
     soft = keep_top(logits, top_k=top_k, temperatures=(1.0, 2.0, 4.0))
     teacher = replay_log_probabilities(hidden, TEACHER_HEAD, soft, temperature)
     expected = dense_kl((logits / temperature).softmax(-1), (student / temperature).softmax(-1))
-    torch.testing.assert_close(divergence(student, teacher, temperature).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(divergence(student, teacher, temperature)[0].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_replay_from_rounded_states_keeps_the_stored_logits_and_the_exact_rest():
@@ -160,21 +166,21 @@ rows = st.lists(st.floats(-20, 20, width=32), min_size=VOCAB, max_size=VOCAB).ma
 @given(teacher=rows, student=rows, top_k=st.integers(1, VOCAB), temperature=st.sampled_from([1.0, 2.0, 4.0]))
 def test_divergences_are_never_negative_and_zero_for_equal_rows(teacher, student, top_k, temperature):
     soft = keep_top(teacher, top_k=top_k, temperatures=(1.0, 2.0, 4.0))
-    measures: list[Callable[[torch.Tensor], torch.Tensor]] = [
+    measures: list[Callable[[torch.Tensor], LossAndGradient]] = [
         lambda logits: bucket_divergence(logits, soft, temperature),
         lambda logits: divergence(logits, (teacher / temperature).log_softmax(dim=-1), temperature),
     ]
     for measure in measures:
-        assert float(measure(student)) >= -1e-5
-        assert float(measure(teacher)) == pytest.approx(0, abs=1e-5)
+        assert float(measure(student)[0]) >= -1e-5
+        assert float(measure(teacher)[0]) == pytest.approx(0, abs=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
 @given(teacher=rows, student=rows, top_k=st.integers(1, VOCAB - 1))
 def test_buckets_lose_information_and_never_add_any(teacher, student, top_k):
     soft = keep_top(teacher, top_k=top_k, temperatures=(1.0,))
-    whole = float(divergence(student, teacher.log_softmax(dim=-1), 1.0))
-    assert float(bucket_divergence(student, soft, 1.0)) <= whole * (1 + 1e-4) + 1e-4
+    whole = float(divergence(student, teacher.log_softmax(dim=-1), 1.0)[0])
+    assert float(bucket_divergence(student, soft, 1.0)[0]) <= whole * (1 + 1e-4) + 1e-4
 
 
 @pytest.mark.parametrize("way", ["bucket", "replay"])
@@ -189,7 +195,7 @@ def test_soft_label_loss_is_t_squared_times_the_weighted_mean(way, temperature):
     )
     expected = temperature**2 * (divergences * batch.weights).sum() / NUM_TOKENS
     values, _ = run_losses(batch, soft_labels=way, temperature=temperature, weights=only("soft_labels"))
-    assert values == {"soft_labels": pytest.approx(float(expected), rel=1e-4), "masked_lm": 0, "cosine": 0}
+    assert values == NONE | {"soft_labels": pytest.approx(float(expected), rel=1e-4)}
 
 
 def test_masked_lm_alone_is_the_cross_entropy_of_the_labelled_positions():
@@ -198,7 +204,7 @@ def test_masked_lm_alone_is_the_cross_entropy_of_the_labelled_positions():
     expected = F.cross_entropy(head_logits(STUDENT_HEAD, states)[LABELLED], batch.label_ids)
     expected.backward()
     values, gradient = run_losses(batch, weights=only("masked_lm"))
-    assert values == {"soft_labels": 0, "masked_lm": pytest.approx(expected.item()), "cosine": 0}
+    assert values == NONE | {"masked_lm": pytest.approx(expected.item())}
     torch.testing.assert_close(gradient, states.grad)
 
 
@@ -267,9 +273,8 @@ def test_a_batch_without_labels_or_kept_positions_has_no_loss():
     none = torch.empty(0, dtype=torch.int64)
     batch = replace(
         batch,
-        label_places=none,
+        places=none,
         label_ids=none,
-        kept_places=none,
         weights=torch.empty(0),
         soft_labels=batch.soft_labels[:0],
         hidden=torch.empty(0, WIDTH),
@@ -307,15 +312,74 @@ def test_only_what_a_loss_needs_of_the_teacher_is_asked_for(config, parts):
 def test_collated_rows_keep_every_position_at_its_place(default_cache):
     rows = list(default_cache.rows(0, 0, 5))
     batch = collate(rows, pad_id=0, hidden_layer=-1)
-    tokens = batch.input_ids.flatten()
     length = batch.input_ids.shape[1]
     assert batch.attention_mask.sum(dim=1).tolist() == [len(row.input_ids) for row in rows]
+    tokens = batch.input_ids.flatten()
     assert tokens[batch.attention_mask.flatten() == 0].eq(0).all()
-    kept = [place * length + position for place, row in enumerate(rows) for position in row.kept_positions]
-    assert batch.kept_places.tolist() == kept
-    expected = np.concatenate([row.input_ids[row.kept_positions] for row in rows])
-    assert tokens[batch.kept_places].tolist() == expected.tolist()
-    assert batch.label_ids.tolist() == np.concatenate([row.label_ids for row in rows]).tolist()
-    torch.testing.assert_close(1 / batch.weights, torch.tensor(np.concatenate([row.rates for row in rows])))
+    kept = {
+        place * length + int(at): (row, i) for place, row in enumerate(rows) for i, at in enumerate(row.kept_positions)
+    }
+    labels = {
+        place * length + int(at): int(label)
+        for place, row in enumerate(rows)
+        for at, label in zip(row.label_positions, row.label_ids, strict=True)
+    }
+    places = batch.places.tolist()
+    assert sorted(places) == sorted(kept.keys() | labels.keys())
+    assert places[: batch.num_kept] == sorted(kept, key=lambda place: (place in labels, place))
+    assert dict(zip(places[batch.first_label :], batch.label_ids.tolist(), strict=True)) == labels
     assert batch.hidden is not None
-    assert len(batch.hidden) == len(batch.soft_labels.topk_ids) == len(kept)
+    for at, place in enumerate(places[: batch.num_kept]):
+        row, i = kept[place]
+        assert float(1 / batch.weights[at]) == pytest.approx(row.rates[i])
+        assert batch.soft_labels.topk_ids[at].tolist() == row.topk_ids[i].tolist()
+        np.testing.assert_array_equal(batch.hidden[at].numpy(), row.hidden[-1][i])
+
+
+@settings(max_examples=30, deadline=None)
+@given(teacher=rows, student=rows, top_k=st.integers(1, VOCAB), temperature=st.sampled_from([1.0, 2.0, 4.0]))
+def test_gradients_are_those_that_autograd_finds(teacher, student, top_k, temperature):
+    soft = keep_top(teacher, top_k=top_k, temperatures=(1.0, 2.0, 4.0))
+    target = (teacher.double() / temperature).log_softmax(dim=-1)
+
+    def by_bucket(rows: torch.Tensor) -> torch.Tensor:
+        if top_k == VOCAB:
+            return rows
+        outside = torch.ones_like(rows, dtype=torch.bool).scatter(-1, soft.topk_ids, False)
+        rest = torch.where(outside, rows, -torch.inf).logsumexp(dim=-1, keepdim=True)
+        return torch.cat([rows.gather(-1, soft.topk_ids), rest], dim=-1)
+
+    for found, reduce in (
+        (divergence(student, target.float(), temperature), lambda rows: rows),
+        (bucket_divergence(student, soft, temperature), by_bucket),
+    ):
+        logits = student.double().requires_grad_()
+        learned = reduce((logits / temperature).log_softmax(dim=-1))
+        dense = F.kl_div(learned, reduce(target), reduction="none", log_target=True).sum(dim=-1)
+        (gradient,) = torch.autograd.grad(dense.sum(), logits)
+        torch.testing.assert_close(found[0].double(), dense.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[1].double(), gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_cross_entropy_is_that_of_torch():
+    logits, labels = random_logits(7, seed=0).requires_grad_(), torch.arange(7) % VOCAB
+    expected = F.cross_entropy(logits, labels, reduction="none")
+    (gradient,) = torch.autograd.grad(expected.sum(), logits)
+    loss, found = cross_entropy(logits.detach(), labels)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(found, gradient)
+
+
+@pytest.mark.parametrize("chunk", [2, 4, 100])
+@pytest.mark.parametrize("way", ["bucket", "replay"])
+def test_measuring_gives_the_same_losses_and_the_share_of_labels_ranked_first(way, chunk, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_POSITIONS", chunk)
+    batch, states = make_batch(), make_states(NUM_TOKENS, seed=4)
+    best = head_logits(STUDENT_HEAD, states)[LABELLED].argmax(dim=-1)
+    batch = replace(batch, label_ids=torch.tensor([int(best[0]), int(best[1]), (int(best[2]) + 1) % VOCAB]))
+    expected, _ = run_losses(batch, soft_labels=way)
+    loss = TripleLoss(parse(LossConfig, {"soft_labels": way}), TEACHER_HEAD, None)
+    step = step_denominators(NUM_TOKENS, len(LABELLED), unmasked_rate=0.5)
+    found = loss.measure(states, STUDENT_HEAD, batch, step)
+    values = {name: float(value) for name, value in vars(found).items()}
+    assert values == pytest.approx(expected | {"accuracy": 2 / 3}, rel=1e-5)

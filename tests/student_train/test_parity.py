@@ -18,8 +18,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from student_train import losses
+from student_train.batch import Batch
 from student_train.config import StudentSpec
-from student_train.loop import Rank, Trainer
+from student_train.loop import Trainer
+from student_train.rank import Rank
 from student_train.reader import Reader
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.row import Row
@@ -90,12 +92,17 @@ class ComparedTrainer(Trainer):
     def __init__(self, spec: StudentSpec, reference: OnlineDistillation) -> None:
         super().__init__(spec, device=runs.CPU, rank=Rank())
         self.reference = reference
+        self.rows: dict[tuple[tuple[tuple[int, int], ...], int], list[Row]] = {}
         self.gradient_errors: list[float] = []
         self.loss_errors: list[float] = []
 
-    def step(self, rows: list[Row]) -> tuple[dict[str, float], torch.Tensor, float]:
-        expected, gradient = self.reference.gradients(self.modules, rows)
-        outcome = super().step(rows)
+    def batch(self, rows: list[Row], epoch: int) -> Batch:
+        self.rows[tuple((row.source, row.sequence_id) for row in rows), epoch] = rows
+        return super().batch(rows, epoch)
+
+    def step(self, batch: Batch) -> tuple[dict[str, float], torch.Tensor, float]:
+        expected, gradient = self.reference.gradients(self.modules, self.rows[tuple(batch.sequences), batch.epoch])
+        outcome = super().step(batch)
         self.gradient_errors.append(relative_error(runs.gradient_of(self), gradient))
         self.loss_errors += [abs(outcome[0][name] - expected[name]) / expected[name] for name in expected]
         return outcome
@@ -169,7 +176,7 @@ def test_no_micro_batch_split_changes_the_step(default_cache):
         spec = runs.make_spec(default_cache, execution=runs.make_execution(micro_batch_tokens=tokens))
         trainer = runs.make_trainer(spec)
         (rows,) = first_batches(default_cache, spec, 1, Rank())
-        values, _ = trainer.gradients(rows)
+        values, _ = trainer.gradients(trainer.batch(rows, 0))
         outcomes[tokens] = values, runs.gradient_of(trainer)
     whole_losses, whole_gradient = outcomes.pop(16384)
     for values, gradient in outcomes.values():
@@ -200,7 +207,7 @@ def all_gradients(spec: StudentSpec) -> list[tuple[int, dict[str, float], torch.
         trainer = Trainer(spec, device=runs.CPU, rank=rank)
         for rows in first_batches(trainer.caches[0], spec, num_batches, rank):
             trainer.modules.zero_grad(set_to_none=True)
-            values, _ = trainer.gradients(rows)
+            values, _ = trainer.gradients(trainer.batch(rows, 0))
             outcomes.append((len(rows), values, runs.gradient_of(trainer)))
     return outcomes
 
@@ -231,7 +238,7 @@ def test_sampled_positions_give_the_dense_loss_and_gradient_in_expectation(tmp_p
     student = {"initial_weights": "random", "num_layers": 1, "dropout": 0.0}
     trainers = [runs.make_trainer(runs.make_spec(cache, student=student)) for cache in (dense, sparse)]
     pairs = [pair for view in range(2) for pair in zip(dense.rows(view), sparse.rows(view), strict=True)]
-    trainers[0].gradients([row for row, _ in pairs[:100]])
+    trainers[0].gradients(trainers[0].batch([row for row, _ in pairs[:100]], 0))
     direction = F.normalize(runs.gradient_of(trainers[0]), dim=0)
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in ("soft_labels", "cosine", "gradient")}
     for rows in pairs:
@@ -251,5 +258,5 @@ def test_sampled_positions_give_the_dense_loss_and_gradient_in_expectation(tmp_p
 def figures_of(trainer: Trainer, row: Row, direction: torch.Tensor) -> dict[str, float]:
     """Losses of one sequence, and its gradient along a direction."""
     trainer.modules.zero_grad(set_to_none=True)
-    values, _ = trainer.gradients([row])
+    values, _ = trainer.gradients(trainer.batch([row], 0))
     return values | {"gradient": float(runs.gradient_of(trainer) @ direction)}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from student_train import reader as reader_module
 from student_train.order import global_batches
 from student_train.reader import Reader
 from teacher_cache.errors import UserError
@@ -44,7 +45,7 @@ def test_rows_are_those_of_the_cache(default_cache, view):
     assert len(rows) == len(expected) == 50
     assert [row.sequence_id for row in rows] != [row.sequence_id for row in expected]
     for row in rows:
-        assert row.levels[-1].dtype == np.int16  # decoded on the student's device
+        assert row.levels[-1].dtype == np.int8  # decoded on the student's device
         assert_same(
             dataclasses.replace(row, levels={}, hidden=expected[row.sequence_id].hidden), expected[row.sequence_id]
         )
@@ -52,13 +53,29 @@ def test_rows_are_those_of_the_cache(default_cache, view):
 
 def test_used_up_blocks_are_dropped(tmp_path):
     cache = caches.build_cache(tmp_path / "cache", num_documents=2 * BLOCK_SEQUENCES + 20, unit_sequences=10_000)
-    reader = Reader([cache], view=0, layers=())
-    held = []
-    for _ in reader.batches(seed=0, epoch=0, batch_sequences=4):
-        held.append(sum(map(len, reader._blocks.values())))
-    assert max(held) <= 2 * BLOCK_SEQUENCES  # the blocks of one window
-    assert held[-1] == 0
-    assert reader._blocks == {}
+    for start in (0, 60):
+        reader = Reader([cache], view=0, layers=())
+        held = [rows_held(reader) for _ in reader.batches(seed=0, epoch=0, batch_sequences=4, start_sequence=start)]
+        # All that is left: no row that was read before an interruption stays.
+        assert held == [max(276 - start - 4 * (step + 1), 0) for step in range(len(held))]
+        assert reader._blocks == {}
+
+
+def rows_held(reader: Reader) -> int:
+    return sum(len(block.result()) for block in reader._blocks.values())
+
+
+@pytest.mark.parametrize("lookahead", [0, 16, 1024])
+def test_how_far_ahead_is_read_changes_no_batch(default_cache, monkeypatch, lookahead):
+    expected = [row.sequence_id for row in read_epoch(Reader([default_cache], view=0, layers=()))]
+    monkeypatch.setattr(reader_module, "LOOKAHEAD_SEQUENCES", lookahead)
+    assert [row.sequence_id for row in read_epoch(Reader([default_cache], view=0, layers=()))] == expected
+
+
+def test_a_block_that_cannot_be_read_stops_the_reader(default_cache, tmp_path):
+    cache = caches.copy_without(default_cache, tmp_path / "cache", "shards/00000/000000003-*.labels*")
+    with pytest.raises(UserError, match=r"labels\S* is missing"):
+        read_epoch(Reader([cache], view=0, layers=()))
 
 
 def test_several_caches_read_as_one(default_cache, tmp_path):
