@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 SIZE_INCHES = (5.0, 3.75)
 """360 × 270 units of the page: letters stay letters there, and keep their size on a phone."""
-FONT_SIZE = 9.5
+FONT_SIZE, NAME_SIZE = 11, 10.5
 DASHES = ("-", "--", ":", "-.")
 MARKS = ("o", "s", "D", "^")
 MAX_POINTS_WITH_MARKS = 40
-LOG_RATIO = 20
+LOG_RATIO = 5
 """Of the largest value to the least, from which an axis is logarithmic."""
 MIN_SHORTENED = 10_000
 """From here on an axis counts in k and M."""
@@ -100,12 +100,13 @@ def _round(series: Series) -> int:
 def _scale(axes: "Axes", figure: Figure) -> None:
     if figure.is_scatter:
         axes.margins(x=0.2, y=0.2)  # room for names
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
     largest = max(x for series in figure.series for x in series.xs)
     axes.xaxis.set_major_formatter(EngFormatter(sep="") if largest >= MIN_SHORTENED else StrMethodFormatter("{x:,g}"))
     values = [y for series in figure.series for y in series.ys if math.isfinite(y)]
     if min(values) > 0 and max(values) > LOG_RATIO * min(values):
         axes.set_yscale("log")
+        axes.set_ylabel(f"{figure.y_label}, logarithmic")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(PercentFormatter(1) if figure.is_share else StrMethodFormatter("{x:,g}"))
@@ -136,7 +137,7 @@ def _name(axes: "Axes", series: Series, offset: tuple[int, int]) -> "Annotation"
         color=svg.series_colour(series.place),
         ha="center" if not right else "left" if right > 0 else "right",
         va="center" if not up else "bottom" if up > 0 else "top",
-        fontsize=9,
+        fontsize=NAME_SIZE,
         parse_math=False,
         annotation_clip=False,
     )

@@ -77,9 +77,10 @@ def render(students: Sequence[Student], fidelities: Sequence[Fidelity] = ()) -> 
         .get_template("page.html.j2")
         .render(
             students=students,
+            states=states(students),
             comparison=comparison,
             rows=[text.cells(run) for run in comparison["runs"]],
-            groups=[(group, len(list(names))) for group, names in groupby(group for group, _ in text.COLUMNS)],
+            groups=[(group, len(list(names))) for group, names in groupby(group for group, _ in text.COLUMNS[:-1])],
             setting_rows=text.setting_rows(comparison["differences"]),
             common={key: text.setting(value) for key, value in common_settings(students).items()},
             caches=[_cache_facts(cache) for cache in caches_of(students)],
@@ -89,6 +90,16 @@ def render(students: Sequence[Student], fidelities: Sequence[Fidelity] = ()) -> 
             not_held_out=[student.name for student in students if not student.newest],
         )
     )
+
+
+def states(students: Sequence[Student]) -> list[str]:
+    """How many students are how far, for example `2 finished`."""
+    counts = {
+        "finished": sum(student.is_sound for student in students),
+        "unfinished": sum(not student.finished and not student.trouble for student in students),
+        "diverged": sum(bool(student.trouble) for student in students),
+    }
+    return [f"{count} {state}" for state, count in counts.items() if count]
 
 
 def _environment() -> Environment:

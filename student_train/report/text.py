@@ -9,10 +9,11 @@ FINGERPRINT_CHARACTERS = 12
 MISSING = "-"
 LOSS_TITLES = {"soft_labels": "soft labels", "masked_lm": "masked-LM", "cosine": "cosine"}
 COLUMNS = (
-    *(("", name) for name in ("run", "layers × width", "parameters", "caches", "steps")),
+    *(("", name) for name in ("run", "layers × width", "parameters", "steps")),
     *(("held-out", name) for name in ("loss", "masked-LM", "accuracy")),
+    *(("", name) for name in ("tokens/s", "time")),
     *(("training", name) for name in ("loss", *LOSS_TITLES.values())),
-    *(("", name) for name in ("tokens/s", "time", "state")),
+    *(("", name) for name in ("caches", "state")),
 )
 """Of the table: a group, and a name in it."""
 
@@ -36,13 +37,13 @@ def cells(run: dict[str, Any]) -> list[str]:
         run["name"],
         f"{run['num_layers']} × {run['width']}",
         f"{run['num_parameters']:,}",
-        ", ".join(short(fingerprint) for fingerprint in run["caches"]),
         f"{run['num_steps_done']:,}/{run['num_steps']:,}",
         *(_number(held_out.get(name), ".4f") for name in ("total", "masked_lm")),
         _number(held_out.get("accuracy"), ".1%"),
-        *(_number(losses.get(name), ".4f") for name in ("total", *LOSS_TITLES)),
         _number(run["tokens_per_s"], ",.0f"),
         duration(run["seconds"]),
+        *(_number(losses.get(name), ".4f") for name in ("total", *LOSS_TITLES)),
+        ", ".join(map(short, run["caches"])),
         run["state"],
     ]
 

@@ -33,6 +33,8 @@ CACHE = CacheDescription(
     hidden_bytes=4_886_920_330,
 )
 
+TOKENS_PER_STEP = 1_024_000
+
 
 def write_run(
     url: str | Path,
@@ -47,23 +49,27 @@ def write_run(
     losses: dict[int, float] | None = None,
     held_out_every: int | None = 25,
     cache: CacheDescription = CACHE,
+    more_spec: dict[str, Any] | None = None,
     **spec: Any,
 ) -> None:
-    """A run whose losses fall towards `floor`; `losses` replaces the total of some steps.
+    """A run whose losses fall towards `floor`; `losses` replaces the total of some steps, `more_spec` is
+    recorded unchecked.
 
     Unfinished if `num_steps_done` is fewer than `num_steps`; nothing held out if `held_out_every` is None.
     """
     done = num_steps if num_steps_done is None else num_steps_done
-    steps = [_step(step, num_steps, floor, step_s) for step in range(1, done + 1)]
+    steps = [step_report(step, num_steps, floor=floor, step_s=step_s) for step in range(1, done + 1)]
     for step, total in (losses or {}).items():
         steps[step - 1] = replace(steps[step - 1], losses=steps[step - 1].losses | {"total": total})
-    looks = [] if held_out_every is None else [_look(step) for step in steps if step.step % held_out_every == 0]
+    looks = (
+        [] if held_out_every is None else [held_out_report(step) for step in steps if step.step % held_out_every == 0]
+    )
     store = Store(str(url))
     asked = parse(
         StudentSpec, {"caches": [cache.url], "output": store.url, "student": {"num_layers": num_layers}} | spec
     )
     description = RunDescription(
-        spec=to_dict(asked),
+        spec=to_dict(asked) | (more_spec or {}),
         caches=[cache],
         model_type="distilbert",
         num_layers=num_layers,
@@ -82,7 +88,10 @@ def write_run(
         write_records(store, SUMMARY_KEY, [_summary(store.url, description, steps, looks)])
 
 
-def _step(step: int, num_steps: int, floor: float, step_s: float) -> StepReport:
+def step_report(
+    step: int, num_steps: int, *, floor: float = 2.0, step_s: float = 3.0, total: float | None = None
+) -> StepReport:
+    """Losses fall towards `floor`, with a little noise."""
     falling = math.exp(-12 * step / num_steps) * 7 + math.exp(-2 * step / num_steps) * 1.2
     wobble = 0.08 * math.sin(step * 12.9898) * math.cos(step * 4.1414)
     masked_lm, soft, cosine = floor + falling + wobble, 0.35 * floor + 0.5 * falling + wobble / 3, 0.08 + 0.1 * falling
@@ -91,7 +100,7 @@ def _step(step: int, num_steps: int, floor: float, step_s: float) -> StepReport:
         num_steps=num_steps,
         epoch=3 * step // (num_steps + 1),
         losses={
-            "total": 5 * soft + 2 * masked_lm + cosine,
+            "total": 5 * soft + 2 * masked_lm + cosine if total is None else total,
             "soft_labels": soft,
             "masked_lm": masked_lm,
             "cosine": cosine,
@@ -99,7 +108,7 @@ def _step(step: int, num_steps: int, floor: float, step_s: float) -> StepReport:
         grad_norm=1.0 + abs(wobble),
         lr=5e-4,
         num_sequences=4000,
-        num_tokens=1_024_000,
+        num_tokens=TOKENS_PER_STEP,
         rows_digest=step,
         step_s=step_s,
         wait_s=0.01,
@@ -108,7 +117,7 @@ def _step(step: int, num_steps: int, floor: float, step_s: float) -> StepReport:
     )
 
 
-def _look(step: StepReport) -> HeldOutReport:
+def held_out_report(step: StepReport) -> HeldOutReport:
     losses = {name: 1.04 * value for name, value in step.losses.items()}
     accuracy = max(0.0, 0.92 - 0.16 * losses["masked_lm"])
     return HeldOutReport(step=step.step, seconds=step.seconds, num_sequences=2048, losses=losses, accuracy=accuracy)
