@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -34,19 +35,25 @@ NAME_PLACES = ((7, 0), (-7, 0), (0, 9), (0, -9), (7, 9), (-7, 9), (7, -9), (-7, 
 
 def draw(figure: Figure) -> str:
     """An `svg` element with no size of its own, whose ids begin with the figure's key."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": FONT_SIZE}):
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
+        matplotlib.rcParams["font.size"] = FONT_SIZE
+        warnings.filterwarnings("ignore", message="Glyph")  # letters that matplotlib lacks, but browsers have
         canvas = Canvas(figsize=SIZE_INCHES, layout="constrained")
         FigureCanvasAgg(canvas)
-        axes = canvas.subplots()
-        _dress(axes, figure)
-        for series in figure.series:
-            (_draw_point if figure.is_scatter else _draw_curve)(axes, series)
-        _scale(axes, figure)
-        if figure.is_scatter:
-            _name_points(canvas, axes, figure)
+        _fill(canvas, figure)
         file = io.StringIO()
         canvas.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return svg.for_page(file.getvalue(), key=figure.key, title=figure.title)
+
+
+def _fill(canvas: Canvas, figure: Figure) -> None:
+    axes = canvas.subplots()
+    _dress(axes, figure)
+    for series in figure.series:
+        (_draw_point if figure.is_scatter else _draw_curve)(axes, series)
+    _scale(axes, figure)
+    if figure.is_scatter:
+        _name_points(canvas, axes, figure)
 
 
 def _dress(axes: "Axes", figure: Figure) -> None:
@@ -60,41 +67,39 @@ def _dress(axes: "Axes", figure: Figure) -> None:
 
 
 def _draw_curve(axes: "Axes", series: Series) -> None:
-    marks = MARKS[_round(series)] if len(series.xs) <= MAX_POINTS_WITH_MARKS else ""
+    marks = MARKS[colour_round(series.place)] if len(series.xs) <= MAX_POINTS_WITH_MARKS else ""
     (line,) = axes.plot(
         series.xs,
         series.ys,
         color=svg.series_colour(series.place),
-        linestyle=DASHES[_round(series)],
+        linestyle=DASHES[colour_round(series.place)],
         linewidth=1.6,
         marker=marks,
         markersize=3.5,
     )
     line.set_gid(f"series-{series.place}")
     if not series.is_sound:
-        x, y = next(pair for pair in zip(series.xs[::-1], series.ys[::-1], strict=True) if math.isfinite(pair[1]))
-        _ring(axes, series, x, y)
+        _ring_last(axes, series)
 
 
-def _draw_point(axes: "Axes", series: Series) -> None:
-    (x,), (y,) = series.xs, series.ys
-    if not series.is_sound:
-        _ring(axes, series, x, y)
-        return
-    colour = svg.series_colour(series.place)
-    (point,) = axes.plot(x, y, marker=MARKS[_round(series)], color=colour, markersize=7, linestyle="none")
-    point.set_gid(f"series-{series.place}")
-
-
-def _ring(axes: "Axes", series: Series, x: float, y: float) -> None:
+def _ring_last(axes: "Axes", series: Series) -> None:
+    x, y = next(pair for pair in zip(series.xs[::-1], series.ys[::-1], strict=True) if math.isfinite(pair[1]))
     colour = svg.series_colour(series.place)
     (ring,) = axes.plot(x, y, marker="o", markersize=8, markerfacecolor="none", color=colour, linestyle="none")
     ring.set_gid(f"ring-{series.place}")
 
 
-def _round(series: Series) -> int:
-    """How often the colours were used up before this one."""
-    return series.place // svg.NUM_COLOURS % len(DASHES)
+def _draw_point(axes: "Axes", series: Series) -> None:
+    colour, mark = svg.series_colour(series.place), MARKS[colour_round(series.place)]
+    (point,) = axes.plot(series.xs, series.ys, marker=mark, color=colour, markersize=7, linestyle="none")
+    if not series.is_sound:
+        point.set_markerfacecolor("none")
+    point.set_gid(f"series-{series.place}")
+
+
+def colour_round(place: int) -> int:
+    """How often the colours were used up before the student at this place: decides its dashes and mark."""
+    return place // svg.NUM_COLOURS % len(DASHES)
 
 
 def _scale(axes: "Axes", figure: Figure) -> None:
@@ -104,7 +109,7 @@ def _scale(axes: "Axes", figure: Figure) -> None:
     largest = max(x for series in figure.series for x in series.xs)
     axes.xaxis.set_major_formatter(EngFormatter(sep="") if largest >= MIN_SHORTENED else StrMethodFormatter("{x:,g}"))
     values = [y for series in figure.series for y in series.ys if math.isfinite(y)]
-    if min(values) > 0 and max(values) > LOG_RATIO * min(values):
+    if not figure.is_share and min(values) > 0 and max(values) > LOG_RATIO * min(values):
         axes.set_yscale("log")
         axes.set_ylabel(f"{figure.y_label}, logarithmic")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -121,7 +126,7 @@ def _name_points(canvas: Canvas, axes: "Axes", figure: Figure) -> None:
         for offset in NAME_PLACES:
             name = _name(axes, series, offset)
             box = name.get_window_extent()
-            if not box.count_overlaps(taken) and _holds(canvas.bbox, box):
+            if not box.count_overlaps(taken) and _holds(axes.bbox, box):
                 taken.append(box)
                 break
             name.remove()
@@ -145,8 +150,9 @@ def _name(axes: "Axes", series: Series, offset: tuple[int, int]) -> "Annotation"
 
 def shortened(name: str) -> str:
     """A name with its middle left out if it is long: ends tell runs apart more often than beginnings."""
+    printable = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)  # or no XML
     half = NAME_CHARACTERS // 2
-    return name if len(name) <= NAME_CHARACTERS else f"{name[: half - 1]}…{name[-half:]}"
+    return printable if len(name) <= NAME_CHARACTERS else f"{printable[: half - 1]}…{printable[-half:]}"
 
 
 def _box_around(x: float, y: float) -> Bbox:

@@ -23,7 +23,7 @@ class Series:
     ys: tuple[float, ...]
     """Values that are not finite leave a gap."""
     is_sound: bool
-    """Finished, and not diverged; otherwise its end is marked by a ring."""
+    """Finished, and not diverged; otherwise its last point is a ring."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from student_train.report import text
 from student_train.report.compare import common_settings, compare, read_students
-from student_train.report.draw import DASHES, draw
+from student_train.report.draw import colour_round, draw
 from student_train.report.fidelity import Fidelity, read_fidelity
 from student_train.report.figures import Figure, curves, tradeoffs
 from student_train.report.students import MAX_POINTS, Student
-from student_train.report.svg import NUM_COLOURS, page_colour
+from student_train.report.svg import page_colour
 from student_train.run_folder import CacheDescription
 from teacher_cache.errors import UserError
 
-DASH_PATTERNS = dict(zip(DASHES, ("none", "6 3", "2 2.5", "6 2 2 2"), strict=True))
-"""For the legend, as matplotlib draws them."""
+LEGEND_DASHES = ("none", "6 3", "2 2.5", "6 2 2 2")
+LEGEND_MARKS = ("M10 5a4 4 0 1 0 8 0a4 4 0 1 0-8 0", "M10 1h8v8h-8z", "M14 0l5 5-5 5-5-5z", "M14 0l5 9h-10z")
+"""As SVG has `draw.DASHES` and `draw.MARKS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def write_report(places: Sequence[str], *, output: str, fidelity: Sequence[str] 
     fidelities = [read_fidelity(path) for path in fidelity]
     students = read_students(places)
     _check_fidelities(fidelities, students)
-    page = render(students, fidelities).encode()
+    page = render(students, fidelities).encode(errors="replace")  # a path may be no UTF-8
     try:
         Path(output).write_bytes(page)
     except OSError as error:
@@ -110,14 +111,15 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"columns": text.COLUMNS, "max_points": MAX_POINTS, "colour": page_colour, "dashes": dashes}
+    environment.globals |= {
+        "columns": text.COLUMNS,
+        "max_points": MAX_POINTS,
+        "colour": page_colour,
+        "dashes": lambda place: LEGEND_DASHES[colour_round(place)],
+        "mark": lambda place: LEGEND_MARKS[colour_round(place)],
+    }
     environment.filters |= {"size": text.size, "duration": text.duration, "short": text.short}
     return environment
-
-
-def dashes(place: int) -> str:
-    """A student's dashes in the legend, as SVG has them."""
-    return DASH_PATTERNS[DASHES[place // NUM_COLOURS % len(DASHES)]]
 
 
 def _drawn(figures: Sequence[Figure]) -> list[dict[str, Any]]:
