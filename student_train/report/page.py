@@ -118,7 +118,7 @@ def _environment() -> Environment:
         "dashes": lambda place: LEGEND_DASHES[colour_round(place)],
         "mark": lambda place: LEGEND_MARKS[colour_round(place)],
     }
-    environment.filters |= {"size": text.size, "duration": text.duration, "short": text.short}
+    environment.filters |= {"size": text.size, "short": text.short}
     return environment
 
 
