@@ -4,8 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from student_train.config import StudentSpec
+from student_train.report import text
 from teacher_cache.shell import command, settings
 
 
@@ -16,32 +18,78 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("config", metavar="CONFIG", help="YAML file of a student")
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example loss.temperature=4 steps=1000")
     run.add_argument("--json", action="store_true", help="print the result as JSON")
-    debug = commands.add_parser("debug-batch", help="tell which sequences a run diverged on")
+    run.set_defaults(work=_run, render=command.pairs)
+    _add_debug_batch(commands)
+    _add_compare(commands)
+    _add_report(commands)
+    options = command.parse(parser, arguments)
+    return command.run(lambda: options.work(options), as_json=options.json, render=options.render)
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    spec = settings.load(StudentSpec, options.config, options.overrides)
+    from student_train.launch import train
+
+    return asdict(train(spec))
+
+
+def _add_debug_batch(commands: Any) -> None:
+    help_text = "tell which sequences a run diverged on"
+    debug = commands.add_parser("debug-batch", help=help_text, description=help_text)
     debug.add_argument("output", metavar="DIR", help="a run's output")
     debug.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = command.parse(parser, arguments)
-    if options.command == "debug-batch":
-        return command.run(lambda: _examine(options.output), as_json=options.json, render=_render_examined)
-
-    def work() -> dict[str, object]:
-        spec = settings.load(StudentSpec, options.config, options.overrides)
-        from student_train.launch import train
-
-        return asdict(train(spec))
-
-    return command.run(work, as_json=options.json, render=command.pairs)
+    debug.set_defaults(work=_debug_batch, render=_render_debug_batch)
 
 
-def _examine(output: str) -> dict[str, object]:
+def _debug_batch(options: argparse.Namespace) -> dict[str, Any]:
     from student_train.diverged import examine
 
-    return examine(output)
+    return examine(options.output)
 
 
-def _render_examined(found: dict[str, object]) -> str:
+def _render_debug_batch(found: dict[str, Any]) -> str:
     from student_train.diverged import render
 
     return render(found)
+
+
+def _add_compare(commands: Any) -> None:
+    help_text = "runs side by side: sizes, losses, speed, and the settings in which they differ"
+    compare = commands.add_parser("compare", help=help_text, description=help_text)
+    _take_runs(compare)
+    compare.set_defaults(work=_compare, render=text.render)
+
+
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
+    from student_train.report import compare
+
+    return asdict(compare.compare(compare.read_students(options.runs)))
+
+
+def _add_report(commands: Any) -> None:
+    help_text = "runs, their caches and curves as one HTML page"
+    report = commands.add_parser("report", help=help_text, description=help_text)
+    _take_runs(report)
+    report.add_argument("--output", metavar="FILE.html", default="report.html", help="default %(default)s")
+    report.add_argument(
+        "--fidelity",
+        metavar="FILE.json",
+        action="append",
+        default=[],
+        help="what `teacher-cache fidelity CACHE --json` printed; once for each cache",
+    )
+    report.set_defaults(work=_report, render=command.pairs)
+
+
+def _report(options: argparse.Namespace) -> dict[str, Any]:
+    from student_train.report.page import write_report
+
+    return asdict(write_report(options.runs, output=options.output, fidelity=options.fidelity))
+
+
+def _take_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="DIR", help="a run's output, or a folder of such outputs; also URLs")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 if __name__ == "__main__":

@@ -158,9 +158,9 @@ def read_records(store: Store, key: str, kind: type[Record]) -> list[Record]:
     Raises:
         UserError: a line is no such record.
     """
+    record = TypeAdapter(kind)
     try:
-        lines = store.read(key, max_bytes=MAX_BYTES).splitlines()
-        return [TypeAdapter(kind).validate_json(line) for line in lines]
+        return [record.validate_json(line) for line in store.read(key, max_bytes=MAX_BYTES).splitlines()]
     except FileNotFoundError:
         return []
     except ValidationError as error:

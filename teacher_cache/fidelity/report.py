@@ -1,6 +1,5 @@
 """Fidelity for people: as text and as a figure, from the plain values of `compare.Fidelity`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,14 @@ def render(result: dict[str, Any]) -> str:
     """Tables of a comparison."""
     blocks = [
         command.pairs({name: result[name] for name in _HEAD}),
-        _table(
+        command.table(
             ("T", "KL, nats", "calibration error", "of the teacher"),
             [
                 (f"{row['temperature']:g}", *map(_short, (row["kl"], *_calibration(row))))
                 for row in result["temperatures"]
             ],
         ),
-        _table(
+        command.table(
             ("T", "student", "positions", "gradient error", "angle, degrees"),
             [
                 (
@@ -37,14 +36,14 @@ def render(result: dict[str, Any]) -> str:
                 for gradient in row["gradients"]
             ],
         ),
-        _table(
+        command.table(
             ("layer", "cosine, masked", "unmasked", "all kept"),
             [
                 (str(row["layer"]), *(_cosine(row[kind]) for kind in ("masked", "unmasked", "kept")))
                 for row in result["cosines"]
             ],
         ),
-        _table(
+        command.table(
             ("part", "bytes a kept position"),
             [(name.replace("_", " "), f"{size:,.1f}") for name, size in result["bytes_per_kept_position"].items()],
         ),
@@ -67,15 +66,6 @@ def _short(value: float) -> str:
 
 def _cosine(value: float | None) -> str:
     return "none read" if value is None else f"{value:.6f}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Right-aligned columns; nothing for no rows."""
-    if not rows:
-        return ""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows))
-    return "\n".join(lines)
 
 
 def check_plot_path(path: str) -> None:

@@ -51,6 +51,20 @@ def pairs(result: dict[str, Any]) -> str:
     return "\n".join(f"{name.replace('_', ' '):{width}}  {_readable(value)}" for name, value in result.items())
 
 
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, the first to the left and all others to the right; nothing for no rows."""
+    if not rows:
+        return ""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(_aligned(row, widths) for row in (header, *rows))
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = row
+    cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+    return "  ".join(cells).rstrip()
+
+
 def _readable(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value)
