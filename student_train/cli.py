@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example loss.temperature=4 steps=1000")
     run.add_argument("--json", action="store_true", help="print the result as JSON")
     run.set_defaults(work=_run, render=command.pairs)
+    _add_sweep(commands)
     _add_debug_batch(commands)
     _add_compare(commands)
     _add_report(commands)
@@ -31,6 +32,30 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from student_train.launch import train
 
     return asdict(train(spec))
+
+
+def _add_sweep(commands: Any) -> None:
+    help_text = "train many students from the same caches, or go on with them"
+    sweep = commands.add_parser("sweep", help=help_text, description=help_text)
+    sweep.add_argument("config", metavar="CONFIG", help="YAML file of a sweep")
+    sweep.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example max_concurrent=2 num_samples=8")
+    sweep.add_argument("--json", action="store_true", help="print the result as JSON")
+    sweep.set_defaults(work=_sweep, render=_render_sweep)
+
+
+def _sweep(options: argparse.Namespace) -> dict[str, Any]:
+    from student_train.sweep.config import SweepConfig
+
+    config = settings.load(SweepConfig, options.config, options.overrides)
+    from student_train.sweep.run import sweep
+
+    return asdict(sweep(config))
+
+
+def _render_sweep(result: dict[str, Any]) -> str:
+    from student_train.sweep.records import table
+
+    return table(result)
 
 
 def _add_debug_batch(commands: Any) -> None:

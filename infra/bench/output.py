@@ -41,3 +41,13 @@ def processor() -> str:
         return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def table_of(found: dict[str, Any]) -> str:
+    """Ratios and figures, a line each."""
+    lines = [found["name"], *(f"  {label}: {value:.4g}" for label, value in found["ratios"].items())]
+    return "\n".join(lines + [f"    {label}: {_readable(value)}" for label, value in found["figures"].items()])
+
+
+def _readable(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)

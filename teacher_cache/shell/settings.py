@@ -5,7 +5,6 @@ refuse early: nothing here touches hardware or a store.
 """
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,7 +89,7 @@ def _fields_at(spec_type: Any, location: Sequence[Any]) -> list[str]:
     for part in location:
         if dataclasses.is_dataclass(spec_type):
             spec_type = typing.get_type_hints(spec_type).get(str(part), spec_type)
-        members = typing.get_args(spec_type) if isinstance(spec_type, types.UnionType) else (spec_type,)
+        members = typing.get_args(spec_type) or (spec_type,)  # of a union, or of a mapping
         spec_type = next((member for member in members if dataclasses.is_dataclass(member)), spec_type)
     if not dataclasses.is_dataclass(spec_type):
         return []
