@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -156,7 +156,7 @@ def _train_one(values: dict[str, Any]) -> None:
             device=torch.device("cuda" if trial["num_gpus"] else "cpu"),
             say=lambda line: None,
             on_checkpoint=lambda report: None,
-            on_held_out=lambda report: tune.report({"report": asdict(report), "share": report.step / num_steps()}),
+            on_held_out=lambda report: tune.report({"report": report, "share": report.step / num_steps()}),
             num_views=trial["num_views"],
         )
     except UserError as error:
@@ -173,9 +173,9 @@ class _Halving(FIFOScheduler):
         self._rungs, self._by, self._by_name = rungs, by, by_name
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        if "report" not in result:
+        report = result.get("report")
+        if not isinstance(report, HeldOutReport):
             return self.CONTINUE
-        report = HeldOutReport(**result["report"])
         figures = {**report.losses, "accuracy": report.accuracy}
         name = _name_of(trial)
         if self._rungs.goes_on(name, share=result["share"], score=records.score(figures, self._by)):

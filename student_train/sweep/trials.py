@@ -27,7 +27,6 @@ class Trial:
     """One student of a sweep."""
 
     name: str
-    point: Point
     spec: StudentSpec
 
 
@@ -108,7 +107,7 @@ def _trial(config: SweepConfig, name: str, point: Point) -> Trial:
             f"trial {name}: held_out_sequences is 0, but scheduler: asha compares students on rows held out; "
             "set student.held_out_sequences, or scheduler: none"
         )
-    return Trial(name=name, point=point, spec=spec)
+    return Trial(name=name, spec=spec)
 
 
 def with_key(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
