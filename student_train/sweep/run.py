@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 
@@ -83,22 +84,26 @@ def _train_all(
     num_cpus = max(trial.spec.execution.cpus_per_worker for trial in missing) * (config.max_concurrent or 1)
     os.environ |= TUNE_SETTINGS
     with ray_session(address=execution.address, num_cpus=num_cpus, log_to_driver=False):
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's failure is one of our lines
         by_name = {trial.name: trial for trial in missing}
         progress = _Progress(by_name)
-        tune.Tuner(
+        scheduler = _Halving(records.recorded_rungs(every, by), by, by_name) if config.scheduler == "asha" else None
+        tuner = tune.Tuner(
             tune.with_resources(_train_one, _resources),
             param_space={"trial": tune.grid_search([_for_worker(trial, num_views) for trial in missing])},
             tune_config=tune.TuneConfig(
-                scheduler=_Halving(records.recorded_rungs(every, by), by, by_name)
-                if config.scheduler == "asha"
-                else FIFOScheduler(),
+                scheduler=scheduler,
                 max_concurrent_trials=config.max_concurrent,
                 trial_name_creator=_name_of,
                 trial_dirname_creator=_name_of,
             ),
             run_config=_run_config(Store(config.output), progress, max_failures=execution.max_failures),
-        ).fit()
+        )
+        try:
+            tuner.fit()
+        except TuneError as error:  # of this process, as when the store does not answer: a traceback as text
+            reason = str(error).strip().rpartition("\n")[2]
+            raise UserError(f"the sweep ended; run it again to go on\n{reason}") from None
     return progress.errors
 
 
@@ -198,11 +203,11 @@ class _Progress(tune.Callback):
     def on_trial_error(self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         error: Any = trial.get_pickled_error() or trial.get_error()
         cause = getattr(error, "cause", None) or error
-        self._ended(_name_of(trial), f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}")
+        self._ended(_name_of(trial), f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}")
 
     def _ended(self, name: str, error: str | None) -> None:
         if error:
-            self.errors[name] = error
+            error = self.errors[name] = " ".join(error.split())
         self._num_ended += 1
         done = records.line(records.outcome(self._by_name[name], error=error))
         say(f"{done}  ({self._num_ended}/{len(self._by_name)})")

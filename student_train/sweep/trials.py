@@ -102,12 +102,23 @@ def _trial(config: SweepConfig, name: str, point: Point) -> Trial:
             f"trial {name}: execution.num_workers is {spec.execution.num_workers}, but each student of a sweep trains "
             "in one process; set it to 1, and let max_concurrent say how many students train at a time"
         )
-    if config.scheduler == "asha" and not spec.held_out_sequences:
+    if config.scheduler == "asha":
+        _check_evaluated(name, spec)
+    return Trial(name=name, spec=spec)
+
+
+def _check_evaluated(name: str, spec: StudentSpec) -> None:
+    if not spec.held_out_sequences:
         raise UserError(
             f"trial {name}: held_out_sequences is 0, but scheduler: asha compares students on rows held out; "
             "set student.held_out_sequences, or scheduler: none"
         )
-    return Trial(name=name, spec=spec)
+    every, steps = spec.execution.evaluation_steps, spec.steps
+    if steps is not None and every >= steps:
+        raise UserError(
+            f"trial {name}: execution.evaluation_steps is {every}, of {steps} steps, but scheduler: asha compares "
+            "students from a ninth of their steps on; lower student.execution.evaluation_steps"
+        )
 
 
 def with_key(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from student_train.cli import main
 from student_train.config import ExecutionConfig
 from student_train.launch import train
 from student_train.run_folder import HeldOutReport, RunDescription, TrainSummary, write_records
-from student_train.sweep import records
+from student_train.sweep import records, run
 from student_train.sweep.config import SweepConfig
 from student_train.sweep.halving import REDUCTION, RUNGS, Rungs
 from student_train.sweep.trials import Trial, describe, distinct_points, short_keys, trials
@@ -189,6 +189,7 @@ def test_nested_keys_are_dotted_ones():
             {"space": {"held_out_sequences": {"choose": [9, 0]}}, "scheduler": "asha"},
             "trial 001-held_out_sequences=0: held_out_sequences is 0, but scheduler: asha",
         ),
+        ({"space": {"steps": {"choose": [1]}}, "scheduler": "asha"}, "trial 000-steps=1: execution.evaluation_steps"),
     ],
 )
 def test_what_is_wrong_is_refused_with_trial_and_key(change, message):
@@ -388,6 +389,36 @@ def test_successive_halving_stops_students_for_good(default_cache, tmp_path, cap
     assert stamps(tmp_path / "sweep") == before
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+def test_a_student_whose_process_dies_is_started_again(default_cache, tmp_path, monkeypatch, capsys):
+    """Two die at their first checkpoint; one of them does so again each time."""
+
+    def dying(values: dict[str, Any]) -> None:
+        from student_train.sweep import run
+
+        died = Path(values["trial"]["spec"]["output"]).with_suffix(".died")
+
+        def die(report: Any) -> None:
+            if values["trial"]["spec"]["seed"] == 2 or not died.exists():
+                died.touch()
+                os._exit(1)
+
+        run_worker: Any = run.run_worker
+        run.run_worker = lambda spec, **options: run_worker(spec, **options | {"on_checkpoint": die})  # type: ignore
+        run._train_one(values)
+
+    monkeypatch.setattr(run, "_train_one", dying)
+    execution = {"gpus_per_worker": 0, "checkpoint_steps": 1, "max_failures": 1}
+    space = {"seed": {"choose": [1, 2]}}
+    values = make_values(tmp_path / "sweep", space, caches=[default_cache.url], execution=execution, steps=4)
+    assert main(["sweep", write_config(tmp_path, values), "--json"]) == 1
+    finished, failed = result_of(capsys)[0]["trials"]
+    assert (finished["name"], finished["state"]) == ("000-seed=1", "finished")
+    assert (failed["name"], failed["state"]) == ("001-seed=2", "failed")
+    assert "died unexpectedly" in failed["error"]
+
+
 def start(path: str, log: Path) -> subprocess.Popen[bytes]:
     """The command as a process of its own, with a local Ray of its own."""
     with log.open("wb") as stderr:
@@ -455,8 +486,8 @@ def test_a_sweep_that_is_ended_goes_on(default_cache, tmp_path):
     assert log.read_text().startswith("3 students, 1 of them done before\n")
     assert stamps(short) == finished
     config = settings.load(SweepConfig, path)
-    for trial, run in zip(trials(config)[1:], (middle, long), strict=True):
-        steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for trial, output in zip(trials(config)[1:], (middle, long), strict=True):
+        steps = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
         assert steps == list(range(1, trial.spec.steps + 1))
     in_process = ExecutionConfig(num_workers=0, gpus_per_worker=0)
     whole = train(replace(trials(config)[1].spec, output=str(tmp_path / "whole"), execution=in_process))
