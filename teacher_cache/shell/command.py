@@ -1,6 +1,7 @@
 """What both command lines share: results for people or as JSON, one message and a status for errors."""
 
 import argparse
+import contextlib
 import json
 import logging
 import signal
@@ -23,7 +24,8 @@ def run(work: Callable[[], Any], *, as_json: bool, render: Render) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         _quiet_transformers()
-        result = work()
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray says that a worker died
+            result = work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
