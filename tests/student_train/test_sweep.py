@@ -416,7 +416,7 @@ def test_a_student_whose_process_dies_is_started_again(default_cache, tmp_path, 
     finished, failed = result_of(capsys)[0]["trials"]
     assert (finished["name"], finished["state"]) == ("000-seed=1", "finished")
     assert (failed["name"], failed["state"]) == ("001-seed=2", "failed")
-    assert "died unexpectedly" in failed["error"]
+    assert failed["error"].startswith("ActorDiedError: The actor died unexpectedly")
 
 
 def start(path: str, log: Path) -> subprocess.Popen[bytes]:
