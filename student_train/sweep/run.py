@@ -82,21 +82,16 @@ def _train_all(
     """Trains what is missing; why each failed trial did, by name."""
     execution = missing[0].spec.execution
     num_cpus = max(trial.spec.execution.cpus_per_worker for trial in missing) * (config.max_concurrent or 1)
+    by_name = {trial.name: trial for trial in missing}
+    progress = _Progress(by_name)
+    halving = _Halving(records.recorded_rungs(every, by), by, by_name) if config.scheduler == "asha" else None
     os.environ |= TUNE_SETTINGS
     with ray_session(address=execution.address, num_cpus=num_cpus, log_to_driver=False):
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's failure is one of our lines
-        by_name = {trial.name: trial for trial in missing}
-        progress = _Progress(by_name)
-        scheduler = _Halving(records.recorded_rungs(every, by), by, by_name) if config.scheduler == "asha" else None
         tuner = tune.Tuner(
             tune.with_resources(_train_one, _resources),
             param_space={"trial": tune.grid_search([_for_worker(trial, num_views) for trial in missing])},
-            tune_config=tune.TuneConfig(
-                scheduler=scheduler,
-                max_concurrent_trials=config.max_concurrent,
-                trial_name_creator=_name_of,
-                trial_dirname_creator=_name_of,
-            ),
+            tune_config=_tune_config(config, halving),
             run_config=_run_config(Store(config.output), progress, max_failures=execution.max_failures),
         )
         try:
@@ -105,6 +100,15 @@ def _train_all(
             reason = str(error).strip().rpartition("\n")[2]
             raise UserError(f"the sweep ended; run it again to go on\n{reason}") from None
     return progress.errors
+
+
+def _tune_config(config: SweepConfig, halving: "_Halving | None") -> tune.TuneConfig:
+    return tune.TuneConfig(
+        scheduler=halving,
+        max_concurrent_trials=config.max_concurrent,
+        trial_name_creator=_name_of,
+        trial_dirname_creator=_name_of,
+    )
 
 
 def _run_config(store: Store, progress: "_Progress", *, max_failures: int) -> tune.RunConfig:

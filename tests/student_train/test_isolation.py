@@ -39,7 +39,14 @@ LOADED = "import sys, json, {module}; print(json.dumps([name for name in {names}
 
 @pytest.mark.parametrize(
     "module",
-    ["student_train", "student_train.config", "student_train.cli", "teacher_cache", "teacher_cache.format.cache"],
+    [
+        "student_train",
+        "student_train.config",
+        "student_train.cli",
+        "student_train.sweep.records",
+        "teacher_cache",
+        "teacher_cache.format.cache",
+    ],
 )
 def test_importing_loads_neither_torch_nor_ray(module):
     assert run_python(LOADED.format(module=module, names=["torch", "ray", "transformers"])) == []

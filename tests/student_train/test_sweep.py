@@ -477,6 +477,9 @@ def test_a_sweep_that_is_ended_goes_on(default_cache, tmp_path):
         goal = newest_step(middle) + 4
         wait_until(functools.partial(has_reached, short, middle, goal), process, log)
         end(process)
+        said = log.read_text().splitlines()
+        assert "Traceback" not in log.read_text()
+        assert (said[-1] == "interrupted; run the same command again to go on") == (end is interrupt)
         assert not (middle / "summary.json").exists(), "it was ended too late"
         finished = finished or stamps(short)
     process = start(path, log)
