@@ -8,6 +8,12 @@ from student_train.run_folder import HeldOutReport, StepReport
 from student_train.run_log import Shown
 
 
+def say(line: str) -> None:
+    """A line, beside a bar where there is one."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
 class Console:
     """Shows reports as they come; `close` ends the bar."""
 
@@ -19,14 +25,12 @@ class Console:
         if isinstance(item, StepReport):
             self._show_step(item)
         else:
-            # Beside a bar, where there is one.
-            tqdm.write(item if isinstance(item, str) else held_out_line(item), file=sys.stderr)
-            sys.stderr.flush()
+            say(item if isinstance(item, str) else held_out_line(item))
 
     def _show_step(self, report: StepReport) -> None:
         if not sys.stderr.isatty():
             if report.step % self._every_steps == 0 or report.step == report.num_steps:
-                print(step_line(report), file=sys.stderr, flush=True)
+                say(step_line(report))
             return
         if self._bar is None:
             self._bar = tqdm(total=report.num_steps, initial=report.step - 1, unit="step", dynamic_ncols=True)

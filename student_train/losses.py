@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from student_train.batch import MicroBatch
 from student_train.config import LossConfig
 from student_train.divergence import LossAndGradient, bucket_divergence, cross_entropy, divergence
-from teacher_cache.targets.heads import OutputHead, head_logits
+from teacher_cache.targets.heads import OutputHead, head_features
 from teacher_cache.targets.soft_labels import replay_log_probabilities
 
 CHUNK_POSITIONS = 512
@@ -59,28 +59,33 @@ class TripleLoss:
     def backward(self, hidden: torch.Tensor, head: OutputHead, batch: MicroBatch, step: Denominators) -> Losses:
         """Adds the gradients of this micro-batch to `hidden`'s graph `[B * S, w]` and to `head`'s parameters."""
         picked = hidden[batch.places]
-        leaf = picked.detach().requires_grad_()
+        features = head_features(head, picked)
+        of_features = torch.zeros_like(features)
         totals = _zeros(hidden.device)
-        for start in range(0, len(leaf), CHUNK_POSITIONS):
-            logits = head_logits(head, leaf[start : start + CHUNK_POSITIONS])
-            gradient = self._head_losses(logits.detach(), start, batch, step, totals)
-            if gradient is not None:
-                logits.backward(gradient.to(logits.dtype))
+        for start in range(0, len(features), CHUNK_POSITIONS):
+            chunk = slice(start, start + CHUNK_POSITIONS)
+            with torch.no_grad():
+                logits = F.linear(features[chunk], head.decoder_weight, head.decoder_bias)
+                gradient = self._head_losses(logits, start, batch, step, totals)
+                if gradient is not None:
+                    of_features[chunk] = _decoder_backward(head, features[chunk], gradient.to(logits.dtype))
+        outcomes, gradients = [features], [of_features]
         if self._weights.cosine and batch.hidden is not None:
-            cosine = self._cosine(leaf[: batch.num_kept], batch, step)
-            (self._weights.cosine * cosine).backward()
+            cosine = self._cosine(picked[: batch.num_kept], batch, step)
+            outcomes.append(cosine)
+            gradients.append(torch.full_like(cosine, self._weights.cosine))
             totals["cosine"] += cosine.detach()
-        if leaf.grad is not None:
-            picked.backward(leaf.grad)
+        torch.autograd.backward(outcomes, gradients)
         return Losses(**totals)
 
     @torch.no_grad()
     def measure(self, hidden: torch.Tensor, head: OutputHead, batch: MicroBatch, step: Denominators) -> Losses:
         """The same losses and the accuracy, without gradients."""
         picked = hidden[batch.places]
+        features = head_features(head, picked)
         totals = _zeros(hidden.device)
-        for start in range(0, len(picked), CHUNK_POSITIONS):
-            logits = head_logits(head, picked[start : start + CHUNK_POSITIONS])
+        for start in range(0, len(features), CHUNK_POSITIONS):
+            logits = F.linear(features[start : start + CHUNK_POSITIONS], head.decoder_weight, head.decoder_bias)
             self._head_losses(logits, start, batch, step, totals)
             chunk, labels = _labelled(logits, start, batch)
             totals["accuracy"] += (chunk.argmax(dim=-1) == labels).sum() / step.labels
@@ -131,6 +136,24 @@ class TripleLoss:
         states = self._projection(hidden) if self._projection is not None else hidden
         distance = 1 - F.cosine_similarity(states.float(), batch.hidden, dim=-1)
         return (distance * batch.weights).sum() / step.soft_positions
+
+
+def _decoder_backward(head: OutputHead, features: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient of `features` `[C, e]` from that of their logits `[C, V]`; adds the decoder's to its own.
+
+    By hand, because autograd would make a new `[V, e]` for each chunk.
+    """
+    weight, bias = head.decoder_weight, head.decoder_bias
+    for parameter in (weight, bias):
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if bias.grad is not None:
+        bias.grad += gradient.sum(dim=0, dtype=bias.dtype)
+    if weight.grad is not None and gradient.dtype == weight.dtype:
+        weight.grad.addmm_(gradient.T, features)
+    elif weight.grad is not None:
+        weight.grad += gradient.T @ features.to(gradient.dtype)
+    return gradient @ weight.to(gradient.dtype)
 
 
 def _labelled(logits: torch.Tensor, start: int, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:

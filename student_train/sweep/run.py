@@ -18,13 +18,15 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 
 from student_train.config import StudentSpec
-from student_train.launch import check, run_worker, say, with_absolute_paths
+from student_train.console import say
+from student_train.launch import check, with_absolute_paths
 from student_train.run_folder import RUN_KEY, HeldOutReport, RunDescription, read_records, write_records
 from student_train.sweep import records
 from student_train.sweep.config import SweepConfig
 from student_train.sweep.halving import Rungs
 from student_train.sweep.records import Criterion, Outcome
 from student_train.sweep.trials import Trial, trials
+from student_train.worker import run_worker
 from teacher_cache.errors import UserError
 from teacher_cache.shell.ray_session import gpus_each, ray_session
 from teacher_cache.shell.settings import parse, to_dict
@@ -163,8 +165,7 @@ def _train_one(values: dict[str, Any]) -> None:
         run_worker(
             spec,
             device=torch.device("cuda" if trial["num_gpus"] else "cpu"),
-            say=lambda line: None,
-            on_checkpoint=lambda report: None,
+            show=lambda item: None,
             on_held_out=lambda report: tune.report({"report": report, "share": report.step / num_steps()}),
             num_views=trial["num_views"],
         )

@@ -97,7 +97,7 @@ def _trial(config: SweepConfig, name: str, point: Point) -> Trial:
     for key, value in point.items():
         values = with_key(values, key, value)
     spec = parse(StudentSpec, values, source=f"trial {name}")
-    if spec.execution.num_workers > 1:
+    if spec.execution.max_workers > 1:
         raise UserError(
             f"trial {name}: execution.num_workers is {spec.execution.num_workers}, but each student of a sweep trains "
             "in one process; set it to 1, and let max_concurrent say how many students train at a time"

@@ -202,6 +202,10 @@ def head_of(model: "PreTrainedModel") -> OutputHead:
 
 def head_logits(head: OutputHead, hidden: torch.Tensor) -> torch.Tensor:
     """[..., d] last hidden states → [..., V] logits, as the model itself computes them."""
+    return F.linear(head_features(head, hidden), head.decoder_weight, head.decoder_bias)
+
+
+def head_features(head: OutputHead, hidden: torch.Tensor) -> torch.Tensor:
+    """[..., d] last hidden states → [..., e], what the decoder sees."""
     features = ACT2FN[head.activation](F.linear(hidden, head.dense_weight, head.dense_bias))
-    features = F.layer_norm(features, features.shape[-1:], head.norm_weight, head.norm_bias, head.norm_eps)
-    return F.linear(features, head.decoder_weight, head.decoder_bias)
+    return F.layer_norm(features, features.shape[-1:], head.norm_weight, head.norm_bias, head.norm_eps)
