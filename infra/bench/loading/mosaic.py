@@ -1,0 +1,75 @@
+"""MosaicML Streaming: MDS shards of numpy arrays, zstd."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from infra.bench.loading.contender import (
+    BATCH_ROWS,
+    REACH_ROWS,
+    SHARD_ROWS,
+    Epochs,
+    Reading,
+    arrays_of,
+    in_batches,
+    row_of,
+)
+from student_train.batch import MicroBatch
+from teacher_cache.format.coder import Coder
+from teacher_cache.format.row import Row
+
+NAME = "MosaicML Streaming"
+PACKAGE = "mosaicml-streaming"
+SETTINGS = (
+    f"MDS of ndarray columns, zstd:3, about {SHARD_ROWS} rows a shard; StreamingDataset, iterated where it is read, "
+    f"batch_size {BATCH_ROWS}, predownload {8 * BATCH_ROWS}, shuffle_algo py1e, shuffle_block_size {REACH_ROWS}"
+)
+
+
+def _streaming() -> Any:
+    # Its data sets of pictures are imported with it, and want a torchvision that goes with the torch that is installed.
+    sys.modules.setdefault("streaming.vision", ModuleType("streaming.vision"))
+    import streaming
+
+    return streaming
+
+
+def write(rows: Iterable[Row], folder: Path) -> None:
+    plain = [arrays_of(row) for row in rows]
+    columns = {name: f"ndarray:{array.dtype}" for name, array in plain[0].items()}
+    num_bytes = sum(array.nbytes for arrays in plain for array in arrays.values())
+    size_limit = num_bytes * SHARD_ROWS // len(plain)
+    with _streaming().MDSWriter(out=str(folder), columns=columns, compression="zstd:3", size_limit=size_limit) as out:
+        for arrays in plain:
+            out.write(arrays)
+
+
+def prepare(reading: Reading) -> None:
+    _streaming()
+    if "S3" not in os.environ and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
+        os.environ["S3_ENDPOINT_URL"] = endpoint
+    is_local = "://" not in reading.source
+    if is_local and reading.rank == 0:  # it unpacks shards where they lie
+        for path in Path(reading.source).iterdir():
+            os.link(path, reading.copies / path.name)
+
+
+def open_epochs(reading: Reading) -> tuple[Epochs, list[Coder]]:
+    dataset = _streaming().StreamingDataset(
+        remote=reading.source if "://" in reading.source else None,
+        local=str(reading.copies),
+        batch_size=BATCH_ROWS,
+        predownload=8 * BATCH_ROWS,
+        shuffle=reading.is_shuffled,
+        shuffle_algo="py1e",
+        shuffle_block_size=REACH_ROWS,
+        num_canonical_nodes=1,
+    )
+
+    def epochs(epoch: int) -> Iterator[MicroBatch]:
+        yield from in_batches(map(row_of, dataset))
+
+    return epochs, []
