@@ -1,6 +1,6 @@
 """What a contender is asked to do, and the arrays that all of them hand over."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,24 +54,52 @@ class Contender(Protocol):
         """The rank's epochs, and what decodes their levels if they have any."""
 
 
-def arrays_of(row: Row) -> dict[str, np.ndarray]:
-    """A row as a careful user of a peer would store it: no pickles, and the smallest types that lose nothing.
+DTYPES = {
+    "ids": np.int64,
+    "input_ids": np.int32,
+    "label_positions": np.uint16,
+    "label_ids": np.int32,
+    "kept_positions": np.uint16,
+    "rates": np.float32,
+    "topk_ids": np.int32,
+    "topk_logits": np.float16,
+    "rest": np.float32,
+    "hidden": np.float16,
+}
+"""As a careful user of a peer would store a row: no pickles, and the smallest types that lose nothing.
 
-    Packed logits are steps of a 64th, which float16 holds exactly down to -32.
-    """
-    rests = list(row.rest_log_sum_exp.values())
-    return {
-        "ids": np.array([row.sequence_id, row.document_id], np.int64),
-        "input_ids": row.input_ids.astype(np.int32),
-        "label_positions": row.label_positions.astype(np.uint16),
-        "label_ids": row.label_ids.astype(np.int32),
-        "kept_positions": row.kept_positions.astype(np.uint16),
-        "rates": row.rates.astype(np.float32),
-        "topk_ids": row.topk_ids.astype(np.int32),
-        "topk_logits": row.topk_logits.astype(np.float16),
-        "rest": np.stack(rests, axis=1).astype(np.float32),
-        "hidden": row.hidden[LAYER].astype(np.float16),
+Packed logits are steps of a 64th, which float16 holds exactly down to -32.
+"""
+MATRICES = ("topk_ids", "topk_logits", "rest", "hidden")
+"""Of a row for each kept position."""
+
+
+def arrays_of(row: Row) -> dict[str, np.ndarray]:
+    """A row by `DTYPES`."""
+    values: dict[str, Any] = {name: getattr(row, name, None) for name in DTYPES}
+    values |= {
+        "ids": (row.sequence_id, row.document_id),
+        "rest": np.stack(list(row.rest_log_sum_exp.values()), axis=1),
+        "hidden": row.hidden[LAYER],
     }
+    return {name: np.asarray(values[name], dtype) for name, dtype in DTYPES.items()}
+
+
+def bytes_of(row: Row) -> dict[str, bytes]:
+    """A row whose types are known to who reads it."""
+    return {name: array.tobytes() for name, array in arrays_of(row).items()}
+
+
+def row_of_bytes(data: Mapping[str, bytes]) -> Row:
+    """What `bytes_of` made of a row, without a copy."""
+    arrays = {name: np.frombuffer(data[name], dtype) for name, dtype in DTYPES.items()}
+    return row_of(with_shapes(arrays))
+
+
+def with_shapes(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of which all were stored flat."""
+    num_kept = len(flat["kept_positions"])
+    return {name: array.reshape(num_kept, -1) if name in MATRICES else array for name, array in flat.items()}
 
 
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -90,7 +118,7 @@ def row_of(arrays: dict[str, Any]) -> Row:
         rates=arrays["rates"],
         topk_ids=arrays["topk_ids"],
         topk_logits=arrays["topk_logits"].astype(np.float32),
-        rest_log_sum_exp=dict(zip(TEMPERATURES, arrays["rest"].T, strict=True)),
+        rest_log_sum_exp={temperature: arrays["rest"][:, i] for i, temperature in enumerate(TEMPERATURES)},
         hidden={LAYER: arrays["hidden"]},
     )
 

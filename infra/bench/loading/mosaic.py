@@ -1,4 +1,4 @@
-"""MosaicML Streaming: MDS shards of numpy arrays, zstd."""
+"""MosaicML Streaming: MDS shards of arrays as bytes, zstd."""
 
 import os
 import sys
@@ -13,9 +13,9 @@ from infra.bench.loading.contender import (
     SHARD_ROWS,
     Epochs,
     Reading,
-    arrays_of,
+    bytes_of,
     in_batches,
-    row_of,
+    row_of_bytes,
 )
 from student_train.batch import MicroBatch
 from teacher_cache.format.coder import Coder
@@ -24,8 +24,8 @@ from teacher_cache.format.row import Row
 NAME = "MosaicML Streaming"
 PACKAGE = "mosaicml-streaming"
 SETTINGS = (
-    f"MDS of ndarray columns, zstd:3, about {SHARD_ROWS} rows a shard; StreamingDataset, iterated where it is read, "
-    f"batch_size {BATCH_ROWS}, predownload {8 * BATCH_ROWS}, shuffle_algo py1e, shuffle_block_size {REACH_ROWS}"
+    f"MDS of a bytes column an array, zstd:3, about {SHARD_ROWS} rows a shard; StreamingDataset, iterated where it is "
+    f"read, batch_size {BATCH_ROWS}, predownload {8 * BATCH_ROWS}, shuffle_algo py1e, shuffle_block_size {REACH_ROWS}"
 )
 
 
@@ -38,18 +38,19 @@ def _streaming() -> Any:
 
 
 def write(rows: Iterable[Row], folder: Path) -> None:
-    plain = [arrays_of(row) for row in rows]
-    columns = {name: f"ndarray:{array.dtype}" for name, array in plain[0].items()}
-    num_bytes = sum(array.nbytes for arrays in plain for array in arrays.values())
-    size_limit = num_bytes * SHARD_ROWS // len(plain)
+    samples = [bytes_of(row) for row in rows]
+    num_bytes = sum(len(data) for sample in samples for data in sample.values())
+    size_limit = num_bytes * SHARD_ROWS // len(samples)
+    # Not `ndarray`, which refuses empty arrays, and stores types and shapes that the reader knows.
+    columns = dict.fromkeys(samples[0], "bytes")
     with _streaming().MDSWriter(out=str(folder), columns=columns, compression="zstd:3", size_limit=size_limit) as out:
-        for arrays in plain:
-            out.write(arrays)
+        for sample in samples:
+            out.write(sample)
 
 
 def prepare(reading: Reading) -> None:
     _streaming()
-    if "S3" not in os.environ and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
         os.environ["S3_ENDPOINT_URL"] = endpoint
     is_local = "://" not in reading.source
     if is_local and reading.rank == 0:  # it unpacks shards where they lie
@@ -70,6 +71,6 @@ def open_epochs(reading: Reading) -> tuple[Epochs, list[Coder]]:
     )
 
     def epochs(epoch: int) -> Iterator[MicroBatch]:
-        yield from in_batches(map(row_of, dataset))
+        yield from in_batches(map(row_of_bytes, dataset))
 
     return epochs, []

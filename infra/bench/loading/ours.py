@@ -18,7 +18,11 @@ SETTINGS = (
 
 
 def prepare(reading: Reading) -> None:
-    """All is imported already."""
+    """Imports what is otherwise imported when a cache is opened."""
+    import teacher_cache.format.codebook
+    import teacher_cache.format.shard
+    import teacher_cache.targets.hidden_code
+    import teacher_cache.targets.label_code  # noqa: F401
 
 
 def open_epochs(reading: Reading) -> tuple[Epochs, list[Coder]]:

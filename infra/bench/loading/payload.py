@@ -4,6 +4,7 @@ Legend: a unit is a shard of a cache.
 """
 
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -30,11 +31,12 @@ class Size:
     num_sequences: int
     """A multiple of 2 * SHARD_ROWS: no loader then drops or repeats rows to make ranks equal."""
     sequence_length: int
+    """So long that every sequence has a kept position: of none, peers would not know the shapes."""
     hidden_size: int
     vocab_size: int
 
 
-FULL = Size(num_sequences=5120, sequence_length=128, hidden_size=768, vocab_size=30_522)
+FULL = Size(num_sequences=4096, sequence_length=128, hidden_size=768, vocab_size=30_522)
 QUICK = Size(num_sequences=512, sequence_length=64, hidden_size=64, vocab_size=2000)
 
 
@@ -45,7 +47,7 @@ def make_caches(folder: Path, size: Size) -> None:
         "hidden_size": size.hidden_size,
         "num_hidden_layers": 1,
         "num_attention_heads": size.hidden_size // 64,
-        "intermediate_size": 4 * size.hidden_size,
+        "intermediate_size": size.hidden_size,
     }
     teacher, text = folder / "teacher", folder / "text.txt"
     if not text.exists():
@@ -83,6 +85,7 @@ def write_peer(peer: Contender, module: str, folder: Path) -> None:
         return
     say(f"writing them for {peer.NAME}")
     making = folder / f"{module}.making"
+    shutil.rmtree(making, ignore_errors=True)  # of a run that was stopped
     peer.write(open_cache(str(folder / "float16")).rows(), making)
     making.rename(target)
 

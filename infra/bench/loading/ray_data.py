@@ -20,6 +20,7 @@ from infra.bench.loading.contender import (
     arrays_of,
     batch_of,
     row_of,
+    with_shapes,
 )
 from student_train.batch import MicroBatch
 from teacher_cache.format.coder import Coder
@@ -32,8 +33,6 @@ SETTINGS = (
     f"Arrow tables, prefetch_batches 4, shuffle files and local_shuffle_buffer_size {REACH_ROWS}; two workers: "
     "streaming_split, equal, to two actors, as Ray Train does"
 )
-MATRICES = ("topk_ids", "topk_logits", "rest", "hidden")
-"""Of `[K, …]`; they are stored flat."""
 Take = Callable[[Epochs, list[Coder]], Any]
 """What a rank does with its epochs."""
 
@@ -117,8 +116,7 @@ def _rows(table: pa.Table) -> Iterator[dict[str, np.ndarray]]:
     for place, states in enumerate(table["hidden"]):
         arrays = {name: split[place] for name, split in lists.items()}
         arrays["hidden"] = np.frombuffer(states.as_buffer(), np.float16)
-        num_kept = len(arrays["kept_positions"])
-        yield {name: array.reshape(num_kept, -1) if name in MATRICES else array for name, array in arrays.items()}
+        yield with_shapes(arrays)
 
 
 def _split(column: Any) -> list[np.ndarray]:
