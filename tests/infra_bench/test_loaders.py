@@ -21,7 +21,7 @@ from teacher_cache.format.cache import open_cache
 
 SIZE = Size(num_sequences=256, sequence_length=64, hidden_size=64, vocab_size=200)
 SETTING = Setting(storage="disk", is_shuffled=True, num_ranks=2)
-RUN = Run(rows_per_s=100, steady_rows_per_s=200, first_batch_s=0.5, decode_share=0.1, peak_bytes=2**20)
+RUN = Run(rows_per_s=100, steady_rows_per_s=200, undecoded_rows_per_s=300, first_batch_s=0.5, peak_bytes=2**20)
 
 
 @pytest.fixture(scope="module")

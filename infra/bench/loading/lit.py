@@ -1,11 +1,11 @@
-"""LitData: chunks of numpy arrays, zstd."""
+"""LitData: chunks of arrays as bytes, zstd."""
 
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from infra.bench.loading.contender import SHARD_ROWS, Epochs, Reading, arrays_of, in_batches, row_of
+from infra.bench.loading.contender import SHARD_ROWS, Epochs, Reading, bytes_of, in_batches, row_of_bytes
 from student_train.batch import MicroBatch
 from teacher_cache.format.coder import Coder
 from teacher_cache.format.row import Row
@@ -14,7 +14,7 @@ NAME = "LitData"
 PACKAGE = "litdata"
 MAX_PRE_DOWNLOAD = 8
 SETTINGS = (
-    f"chunks of {SHARD_ROWS} rows of arrays, zstd:3; StreamingDataset, iterated where it is read, max_pre_download "
+    f"chunks of {SHARD_ROWS} rows of bytes an array, zstd:3 in frames of a chunk; StreamingDataset, iterated where it is read, max_pre_download "
     f"{MAX_PRE_DOWNLOAD}; shuffle: its own, which stays within a chunk and permutes chunks"
 )
 
@@ -25,7 +25,7 @@ def write(rows: Iterable[Row], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     chunks = Cache(str(folder), chunk_size=SHARD_ROWS, compression="zstd:3")
     for place, row in enumerate(rows):
-        chunks[place] = arrays_of(row)
+        chunks[place] = bytes_of(row)
     chunks.done()
     chunks.merge()
 
@@ -51,6 +51,6 @@ def open_epochs(reading: Reading) -> tuple[Epochs, list[Coder]]:
     )
 
     def epochs(epoch: int) -> Iterator[MicroBatch]:
-        yield from in_batches(map(row_of, dataset))
+        yield from in_batches(map(row_of_bytes, dataset))
 
     return epochs, []

@@ -36,7 +36,7 @@ class Taken:
     last_s: float = 0.0
     """From the start to the last batch of the first epoch."""
     decode_s: float = 0.0
-    """Of an epoch, in `decode_hidden`."""
+    """In `decode_hidden`, from the second epoch's first batch to the third's."""
 
 
 def take(begin: float, epochs: Epochs, coders: list[Coder]) -> Taken:
@@ -46,12 +46,12 @@ def take(begin: float, epochs: Epochs, coders: list[Coder]) -> Taken:
         for place, batch in enumerate(_decoded(epochs(epoch), coders, taken)):
             if place == 0:
                 taken.first_s.append(time.monotonic() - begin)
+                taken.decode_s = 0.0 if epoch < NUM_PASSES else taken.decode_s
             if epoch == NUM_PASSES:
                 break
             if epoch == 0:
                 taken.num_rows += len(batch.input_ids)
                 taken.last_s = time.monotonic() - begin
-    taken.decode_s /= NUM_PASSES
     return taken
 
 

@@ -42,8 +42,8 @@ class Run:
     """
     first_batch_s: float
     """Of the slowest rank, from opening."""
-    decode_share: float
-    """Of the second epoch's time, in `decode_hidden`."""
+    undecoded_rows_per_s: float
+    """As `steady_rows_per_s`, without the time in `decode_hidden`: what a student gets whose GPU decodes the levels."""
     peak_bytes: int
     """Most proportional memory (PSS) of all processes, beyond what they took once the library was imported."""
 
@@ -76,7 +76,7 @@ def run(job: Job, scratch: Path) -> Run:
         rows_per_s=sum(found["num_rows"] for found in answers) / max(found["last_s"] for found in answers),
         steady_rows_per_s=sum(found["num_rows"] / _turn_s(found) for found in answers),
         first_batch_s=max(found["first_s"][0] for found in answers),
-        decode_share=max(found["decode_s"] / _turn_s(found) for found in answers),
+        undecoded_rows_per_s=sum(found["num_rows"] / (_turn_s(found) - found["decode_s"]) for found in answers),
         peak_bytes=peak_bytes,
     )
 
