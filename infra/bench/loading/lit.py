@@ -14,8 +14,8 @@ NAME = "LitData"
 PACKAGE = "litdata"
 MAX_PRE_DOWNLOAD = 8
 SETTINGS = (
-    f"chunks of {SHARD_ROWS} rows of bytes an array, zstd:3 in frames of a chunk; StreamingDataset, iterated where it is read, max_pre_download "
-    f"{MAX_PRE_DOWNLOAD}; shuffle: its own, which stays within a chunk and permutes chunks"
+    f"chunks of {SHARD_ROWS} rows of bytes an array, zstd:3 in frames of a chunk; StreamingDataset, iterated where "
+    f"it is read, max_pre_download {MAX_PRE_DOWNLOAD}; shuffle: its own, which stays within a chunk and permutes chunks"
 )
 
 

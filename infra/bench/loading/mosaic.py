@@ -51,6 +51,8 @@ def write(rows: Iterable[Row], folder: Path) -> None:
 def prepare(reading: Reading) -> None:
     _streaming()
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+        import boto3  # noqa: F401
+
         os.environ["S3_ENDPOINT_URL"] = endpoint
     is_local = "://" not in reading.source
     if is_local and reading.rank == 0:  # it unpacks shards where they lie

@@ -24,6 +24,9 @@ def prepare(reading: Reading) -> None:
     import teacher_cache.targets.hidden_code
     import teacher_cache.targets.label_code  # noqa: F401
 
+    if "://" in reading.source:
+        import s3fs  # noqa: F401
+
 
 def open_epochs(reading: Reading) -> tuple[Epochs, list[Coder]]:
     cache = open_cache(reading.source, disk_cache=reading.copies)
