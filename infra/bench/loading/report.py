@@ -38,7 +38,7 @@ class Findings:
 
 
 def ratios(findings: Findings, entries: Sequence[Entry], settings: Sequence[Setting]) -> dict[str, float]:
-    """Of our rows a second to the best peer's, and of our memory to the least of a peer's."""
+    """Of our rows a second to the best peer's, and of our memory to the least of a peer's; less than 1 MiB is noise."""
     found = {}
     for setting in settings:
         peers = [run for entry in entries if not entry.is_ours and (run := findings.median(entry.name, setting))]
@@ -49,7 +49,7 @@ def ratios(findings: Findings, entries: Sequence[Entry], settings: Sequence[Sett
                     fastest = max(getattr(run, rate) for run in peers)
                     found[f"{setting}: {label}, {entry.name} / best peer"] = getattr(ours, rate) / fastest
                 smallest = min(run.peak_bytes for run in peers)
-                found[f"{setting}: memory, {entry.name} / best peer"] = ours.peak_bytes / max(1, smallest)
+                found[f"{setting}: memory, {entry.name} / best peer"] = ours.peak_bytes / max(2**20, smallest)
     return found
 
 

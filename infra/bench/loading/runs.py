@@ -106,6 +106,7 @@ def _run(job: Job, scratch: Path) -> tuple[list[Any], int]:
         for rank in ranks:
             rank.tell()
         answers = [answer for rank in ranks for answer in json.loads(rank.hear())]
+        memory.look()  # once at least, however short it was
     return answers, memory.peak_bytes - memory.first_bytes
 
 
