@@ -3,10 +3,10 @@
 Usage: `python -m infra.bench.loaders [--quick] [--json] [--cache DIR]`
 
 MosaicML Streaming, LitData and Ray Data read what a cache holds, stored as a careful user of theirs would: arrays a
-row, hidden states as float16, zstd where it is used. All hand over a student's micro-batches, hidden states as float32 on CPU.
-They read in order and shuffled, as one and as two ranks at once, from the local disk and from S3, each time into new
-folders for their copies. Before that, two ranks' rows are compared with the cache's, each row once. Every measurement
-is a process of its own, contenders take turns, figures are medians. Peers are no dependencies of this project.
+row, hidden states as float16. All hand over a student's micro-batches, hidden states as float32 on CPU. They read
+in order and shuffled, as one and as two ranks at once, from the local disk and from S3, each time into new folders for
+their copies. Before that, two ranks' rows are compared with the cache's, each row once. Every measurement is
+a process of its own, contenders take turns, figures are medians. Peers are no dependencies of this project.
 """
 
 import argparse

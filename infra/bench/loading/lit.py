@@ -14,7 +14,7 @@ NAME = "LitData"
 PACKAGE = "litdata"
 MAX_PRE_DOWNLOAD = 8
 SETTINGS = (
-    f"chunks of {SHARD_ROWS} rows of bytes an array, uncompressed, as it leaves bytes; StreamingDataset, iterated where "
+    f"chunks of {SHARD_ROWS} rows of bytes an array, uncompressed, as it has them; StreamingDataset, iterated where "
     f"it is read, max_pre_download {MAX_PRE_DOWNLOAD}; shuffle: its own, which stays within a chunk and permutes chunks"
 )
 
