@@ -32,7 +32,7 @@ RATE_WEIGHT = 0.25
 MAX_VALUE = 2.0**16 - 8
 """In half-steps: levels are then below 2^15."""
 CHUNK_POSITIONS = 1024
-"""Positions quantised at once: at d = 768 the trellis then holds about 60 MB."""
+"""Positions coded at once: at d = 768 the trellis then holds about 60 MB."""
 
 
 _KINDS = {
@@ -155,8 +155,12 @@ class HiddenCode:
         return quantise(values, scales, self.tables, self.bounds), scales
 
     def decode(self, levels: torch.Tensor, side: SideInformation, head: OutputHead) -> torch.Tensor:
-        """Hidden states float32 `[K, d]` from levels int16 `[K, d]`, on their device."""
-        return self.predict(side, head) + trellis.dequantise(levels) @ self.inverse
+        """Hidden states float32 `[K, d]` from whole levels `[K, d]`, on their device."""
+        hidden = torch.empty(levels.shape, device=levels.device)
+        for start in range(0, len(levels), CHUNK_POSITIONS):
+            part = slice(start, start + CHUNK_POSITIONS)
+            hidden[part] = torch.addmm(self.predict(side[part], head), trellis.dequantise(levels[part]), self.inverse)
+        return hidden
 
     def compress(self, coded: Levels) -> bytes:
         """The bytes of K positions: number of escapes, escapes, and the entropy coder's stream."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from teacher_cache.targets.heads import OutputHead
 from teacher_cache.targets.soft_labels import SoftLabels
@@ -44,14 +45,14 @@ def num_features(head: OutputHead) -> int:
 
 def features(side: SideInformation, head: OutputHead) -> torch.Tensor:
     """What a linear predictor of hidden states sees, float32 `[K, F]`: embeddings, less their mean, and two flags."""
-    mean = head.decoder_weight.mean(dim=0)
+    embeddings, mean = head.decoder_weight, head.decoder_weight.mean(dim=0)
     masked = side.is_masked.float()[:, None]
     columns = [torch.ones_like(masked), masked]
-    columns += [head.decoder_weight[ids] - mean for ids in side.token_ids.T]
-    top = head.decoder_weight[side.soft_labels.topk_ids] - mean
+    columns += [embeddings[ids] - mean for ids in side.token_ids.T]
     for temperature in TEMPERATURES:
         share = (side.soft_labels.topk_logits / temperature).softmax(dim=-1)
-        columns.append((share[:, None, :] @ top)[:, 0])
+        ids = side.soft_labels.topk_ids
+        columns.append(F.embedding_bag(ids, embeddings, per_sample_weights=share, mode="sum") - mean)
     return torch.cat(columns, dim=1)
 
 
