@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ class Trainer:
         on_held_out: Callable[[HeldOutReport], None] = lambda report: None,
     ) -> None:
         """Runs all steps that are left, calling back after each, and after each evaluation on the rows held out."""
-        batches = made_ahead(itertools.islice(self._batches(), self.num_steps - self.progress.step))
+        batches = made_ahead(itertools.islice(self.batches(), self.num_steps - self.progress.step))
         self._step_end = asked = time.perf_counter()
         for batch in batches:
             on_step(self._timed_step(batch, wait_s=time.perf_counter() - asked))
@@ -144,7 +145,7 @@ class Trainer:
                 self._step_end = time.perf_counter()
             asked = time.perf_counter()
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """This worker's parts of all global batches from here on, epoch after epoch."""
         start = self.progress.sequences
         for epoch in itertools.count(self.progress.epoch):
@@ -328,5 +329,9 @@ def peak_bytes(device: torch.device) -> int:
     """The most memory held so far: on a GPU by its tensors, on CPU by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    try:
+        # Not `getrusage`, which starts from what the process that started this one had held.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

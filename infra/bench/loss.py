@@ -13,7 +13,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from infra.bench import output
+from infra.bench import output, training
 from student_train.batch import MicroBatch
 from student_train.config import LossConfig
 from student_train.loop import peak_bytes
@@ -129,34 +128,19 @@ LOSSES: dict[str, Callable[[Setting], None]] = {"chunks": chunked, "dense": dens
 
 def measure_one(name: str, way: str, sizes: Sizes) -> dict[str, float]:
     """Seconds of a pass and bytes above what was held before, in this process."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training.device()
     setting = make_setting(sizes, way, device)
     for parameter in setting.parameters():
         parameter.grad = torch.zeros_like(parameter)  # not the losses' memory
-    before = held_bytes(device)
-    times = []
-    for _ in range(sizes.rounds + 1):
-        start = time.perf_counter()
-        LOSSES[name](setting)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+    training.forget_peak()
+    before = peak_bytes(device)
+    times = [training.timed(lambda: LOSSES[name](setting)) for _ in range(sizes.rounds + 1)]
     return {"seconds": sorted(times[1:])[sizes.rounds // 2], "bytes": peak_bytes(device) - before}
-
-
-def held_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated(device)
-    # Resets the high-water mark of this process (Linux).
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    return peak_bytes(device)
 
 
 def gradient_error(way: str, sizes: Sizes) -> float:
     """Largest relative difference of a gradient between the two."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training.device()
     gradients = []
     for run in LOSSES.values():
         setting = make_setting(sizes, way, device)

@@ -50,4 +50,8 @@ def table_of(found: dict[str, Any]) -> str:
 
 
 def _readable(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_readable(part)}" for name, part in value.items())
+    if isinstance(value, tuple | list):
+        return " to ".join(map(_readable, value))
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -42,6 +42,13 @@ QUICK = Size(num_sequences=512, sequence_length=64, hidden_size=64, vocab_size=2
 
 def make_caches(folder: Path, size: Size) -> None:
     """Builds `transform` and `float16` below a folder, if they are not there: of the same sequences and masks."""
+    for code in VARIANTS:
+        say(f"building a cache with hidden.code: {code}")
+        make_cache(folder, code, size, hidden={"code": code})
+
+
+def make_cache(folder: Path, name: str, size: Size, **overrides: Any) -> str:
+    """Builds the cache `name` below a folder, if it is not there; its URL. Teacher and text lie beside it."""
     words = [first + second + third for first, second, third in product(SYLLABLES, repeat=3)][: size.vocab_size - 5]
     config: dict[str, Any] = {
         "hidden_size": size.hidden_size,
@@ -51,11 +58,19 @@ def make_caches(folder: Path, size: Size) -> None:
     }
     teacher, text = folder / "teacher", folder / "text.txt"
     if not text.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         save_random_teacher(teacher, words, sequence_length=size.sequence_length, **config)
         text.write_text("\n\n".join(_documents(words, size)) + "\n")
-    for code in VARIANTS:
-        say(f"building a cache with hidden.code: {code}")
-        build(parse(CacheSpec, _spec(folder, teacher, text, code, size)), progress=False)
+    values = {
+        "cache": str(folder / name),
+        "corpus": {"paths": [str(text)], "sequence_length": size.sequence_length, "packing": "documents"},
+        "teacher": {"model": str(teacher)},
+        "views": 1,
+        "unit_sequences": SHARD_ROWS,
+        "execution": {"num_workers": 0, "gpus_per_worker": 0},
+    }
+    build(parse(CacheSpec, values | overrides), progress=False)
+    return str(folder / name)
 
 
 def _documents(words: list[str], size: Size) -> Iterator[str]:
@@ -64,18 +79,6 @@ def _documents(words: list[str], size: Size) -> Iterator[str]:
     weights = [1 / rank for rank in range(1, len(words) + 1)]
     for _ in range(size.num_sequences):
         yield " ".join(draw.choices(words, weights, k=size.sequence_length - NUM_SPECIAL_IN_SEQUENCE))
-
-
-def _spec(folder: Path, teacher: Path, text: Path, code: str, size: Size) -> dict[str, Any]:
-    return {
-        "cache": str(folder / code),
-        "corpus": {"paths": [str(text)], "sequence_length": size.sequence_length, "packing": "documents"},
-        "teacher": {"model": str(teacher)},
-        "views": 1,
-        "hidden": {"code": code},
-        "unit_sequences": SHARD_ROWS,
-        "execution": {"num_workers": 0, "gpus_per_worker": 0},
-    }
 
 
 def write_peer(peer: Contender, module: str, folder: Path) -> None:
