@@ -30,3 +30,5 @@ python infra/bench/held_out.py --cache quickstart/cache --text quickstart/text/h
   "student, taught from the cache=quickstart/students/taught/model" \
   "same student, untaught=quickstart/students/untaught/model" \
   "student from random weights, taught=quickstart/students/random/model"
+step "The students on one page: student-train report quickstart/students"
+student-train report quickstart/students --output quickstart/report.html
