@@ -35,7 +35,7 @@ class Work:
     def output(self, name: str) -> Path:
         return self.folder / name
 
-    def spec(self, name: str, *, num_workers: int) -> StudentSpec:
+    def spec(self, name: str, *, num_workers: int, num_epochs: int = NUM_EPOCHS) -> StudentSpec:
         """A run with as many Ray workers, or in its own process with 0."""
         return StudentSpec(
             caches=(str(self.folder / "cache"),),
@@ -43,7 +43,7 @@ class Work:
             student=StudentConfig(dropout=0.0),
             optimizer=OptimizerConfig(eps=GENTLE_EPS),
             batch_sequences=BATCH_SEQUENCES,
-            epochs=NUM_EPOCHS,
+            epochs=num_epochs,
             execution=ExecutionConfig(
                 num_workers=num_workers,
                 gpus_per_worker=0,
