@@ -273,7 +273,7 @@ class Trainer:
 
     def _totals(self, counts: torch.Tensor) -> tuple[torch.Tensor, Denominators]:
         """Counts over all workers, and what means are taken over."""
-        counts = self.rank.sum(counts.to(self.device)).cpu()
+        counts = self.rank.sum(counts.to(self.device, copy=True)).cpu()  # the batch keeps its own
         _, num_tokens, num_labels, _ = counts.tolist()
         return counts, step_denominators(num_tokens, num_labels, self.caches[0].spec.keep.unmasked)
 

@@ -35,7 +35,10 @@ def rows_held_out(trainer: Trainer) -> list[Row]:
 
 def test_figures_are_those_of_a_plain_computation(exact_cache):
     trainer = runs.make_trainer(spec_of(exact_cache))
-    report, rows = trainer.evaluate(), rows_held_out(trainer)
+    rows = rows_held_out(trainer)
+    with torch.no_grad():
+        trainer.model.vocab_projector.bias[rows[0].label_ids[0]] += 20  # ranked first everywhere, right somewhere
+    report = trainer.evaluate()
     trainer.modules.eval()
     expected, _ = OnlineDistillation.of(exact_cache).gradients(trainer.modules, rows)
     assert report.losses == pytest.approx(expected, rel=1e-5)
@@ -60,11 +63,11 @@ def test_micro_batches_do_not_matter(default_cache):
 
 
 def evaluate_one_rank(rank: int, folder: str, values: dict[str, Any]) -> None:
-    """One of two processes: evaluates, and takes a step, and evaluates again."""
+    """One of two processes: evaluates twice."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     trainer = Trainer(parse(StudentSpec, values), device=runs.CPU, rank=Rank.of_process())
-    torch.save([trainer.evaluate(), trainer._held_out_batch.counts], f"{folder}/{rank}.pt")
+    torch.save([trainer.evaluate(), trainer.evaluate(), trainer._held_out_batch.counts], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -73,11 +76,16 @@ def test_two_processes_find_what_one_finds(default_cache, tmp_path):
     multiprocessing.spawn(evaluate_one_rank, (str(tmp_path), to_dict(spec)), nprocs=2)
     alone = runs.make_trainer(spec).evaluate()
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
-    assert sorted(int(counts[0]) for _, counts in found) == [6, 7]
-    for report, _ in found:
+    assert sorted(int(counts[0]) for *_, counts in found) == [6, 7]
+    for report in (report for *reports, _ in found for report in reports):
         assert report.num_sequences == HELD_OUT
         assert report.losses == pytest.approx(alone.losses, rel=2e-6)
         assert report.accuracy == pytest.approx(alone.accuracy)
+
+
+def test_dropout_is_off(default_cache):
+    expected = runs.make_trainer(spec_of(default_cache, student={"dropout": 0.0})).evaluate()
+    assert runs.make_trainer(spec_of(default_cache)).evaluate() == expected
 
 
 def test_evaluations_do_not_touch_training(default_cache):
