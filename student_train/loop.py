@@ -67,7 +67,7 @@ class Trainer:
         self.model = build_student(self.caches[0].teacher.folder, spec.student)
         self.model.to(device).train()  # type: ignore[arg-type]  # transformers annotates `to` as a decorator
         if spec.execution.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            keep_no_activations(self.model)
         projection = make_projection(self.model, self.caches[0]) if spec.loss.weights.cosine else None
         self.modules = nn.ModuleDict({"student": self.model})
         if projection is not None:
@@ -304,6 +304,20 @@ class Trainer:
         if self.spec.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.spec.dtype))
+
+
+def keep_no_activations(model: PreTrainedModel) -> None:
+    """Has each layer's activations computed again in the backward pass.
+
+    Raises:
+        UserError: transformers cannot do so for this family.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"execution.gradient_checkpointing: transformers has none for {model.config.model_type}; leave it out, and"
+            " lower execution.micro_batch_tokens"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def make_projection(model: PreTrainedModel, cache: Cache) -> nn.Linear | None:

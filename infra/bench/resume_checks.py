@@ -1,5 +1,6 @@
 """What must hold of a run, however often it was killed, and of the reading order for any number of workers."""
 
+import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -68,7 +69,8 @@ def error_of_way(student: dict[str, torch.Tensor], reference: dict[str, torch.Te
 
 
 def _relative(error: torch.Tensor, value: torch.Tensor) -> float:
-    return float(error.norm() / value.norm())
+    ratio = float(error.norm() / value.norm())
+    return ratio if math.isfinite(ratio) else math.inf  # `max` would lose what is no number
 
 
 def num_batches_that_differ(cache: Cache, *, batch_sequences: int, num_epochs: int) -> int:

@@ -1,12 +1,13 @@
 """What a person sees of a run: a bar on a terminal, lines anywhere else."""
 
+import contextlib
 import os
 import pty
 import re
-from collections.abc import Iterator
+import termios
+import threading
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from student_train.console import Console, held_out_line, step_line
 from student_train.launch import train
@@ -16,28 +17,24 @@ from tests.student_train import runs
 EXECUTION = runs.make_execution(log_steps=2, evaluation_steps=3)
 
 
-class Terminal:
-    """A pseudo-terminal that is standard error, and what was written to it."""
+def seen_on_a_terminal(show: Callable[[], object]) -> str:
+    """What is written to standard error where that is a terminal."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 160))
+    data = bytearray()
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._master, slave = pty.openpty()
-        self._stream = os.fdopen(slave, "w")
-        monkeypatch.setattr("sys.stderr", self._stream)
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the other side is closed, and all is read
+            while chunk := os.read(master, 65536):
+                data.extend(chunk)
 
-    def seen(self) -> str:
-        self._stream.close()
-        data = b""
-        try:
-            while chunk := os.read(self._master, 65536):
-                data += chunk
-        except OSError:  # the other side is closed and all is read
-            pass
-        return data.decode()
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
-    yield Terminal(monkeypatch)
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(slave, "w") as stream, contextlib.redirect_stderr(stream):
+        show()
+    reader.join()
+    os.close(master)
+    return data.decode()
 
 
 def report_of(step: int) -> StepReport:
@@ -84,22 +81,24 @@ def test_without_a_terminal_there_are_lines(default_cache, tmp_path, capsys):
     ]
 
 
-def test_on_a_terminal_there_is_a_bar(default_cache, tmp_path, terminal):
-    train(runs.make_spec(default_cache, tmp_path, steps=5, held_out_sequences=8, execution=EXECUTION))
-    seen = terminal.seen()
+def test_on_a_terminal_there_is_a_bar(default_cache, tmp_path):
+    spec = runs.make_spec(default_cache, tmp_path, steps=5, held_out_sequences=8, execution=EXECUTION)
+    seen = seen_on_a_terminal(lambda: train(spec))
     assert "100%" in seen
     assert re.search(r"5/5 .*loss \d+\.\d+", seen)
     assert seen.count("held out: loss") == 2
     assert "s left" not in seen
 
 
-def test_a_run_that_goes_on_begins_its_bar_where_it_stood(terminal):
-    console = Console(every_steps=1)
-    console.show(report_of(3))
-    console.show("two workers are idle")
-    console.show(report_of(4))
-    console.close()
-    seen = terminal.seen()
+def test_a_run_that_goes_on_begins_its_bar_where_it_stood():
+    def show() -> None:
+        console = Console(every_steps=1)
+        console.show(report_of(3))
+        console.show("two workers are idle")
+        console.show(report_of(4))
+        console.close()
+
+    seen = seen_on_a_terminal(show)
     assert "3/4" in seen
     assert "4/4" in seen
     assert "two workers are idle" in seen
