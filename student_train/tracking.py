@@ -29,7 +29,7 @@ class Tracker:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
         except ImportError:
-            raise UserError("execution.mlflow needs MLflow: pip install mlflow") from None
+            raise UserError("execution.mlflow needs MLflow: pip install 'teacher-cache[mlflow]', or mlflow") from None
         try:
             self._client = MlflowClient(tracking_uri=uri)
             self._run_id = self._old_run(store) if resumed else None

@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from infra.bench.chaos_work import SEQUENCE_LENGTH, SIZES, WORDS
 from infra.bench.random_teacher import save_random_teacher
@@ -61,14 +62,14 @@ class Work:
         return path
 
 
-def make(folder: Path) -> Work:
-    """Builds the cache; each document fills one sequence."""
+def make(folder: Path, *, num_units: int = NUM_UNITS, **overrides: Any) -> Work:
+    """Builds the cache; each document fills one sequence. `overrides` are of its specification."""
     save_random_teacher(folder / "teacher", WORDS, sequence_length=SEQUENCE_LENGTH, **SIZES)
     draw = random.Random(0)
-    num_sequences = NUM_UNITS * UNIT_SEQUENCES
+    num_sequences = num_units * UNIT_SEQUENCES
     documents = [" ".join(draw.choices(WORDS, k=SEQUENCE_LENGTH - 2)) for _ in range(num_sequences)]
     (folder / "text.txt").write_text("\n\n".join(documents) + "\n")
-    values = {
+    values: dict[str, Any] = {
         "cache": str(folder / "cache"),
         "corpus": {"paths": [str(folder / "text.txt")], "sequence_length": SEQUENCE_LENGTH},
         "teacher": {"model": str(folder / "teacher")},
@@ -76,5 +77,5 @@ def make(folder: Path) -> Work:
         "unit_sequences": UNIT_SEQUENCES,
         "execution": {"num_workers": 0, "gpus_per_worker": 0},
     }
-    build(parse(CacheSpec, values), progress=False)
+    build(parse(CacheSpec, values | overrides), progress=False)
     return Work(folder)

@@ -21,18 +21,19 @@ from infra.bench.resume_checks import (
     read_student,
     steps_of,
 )
-from infra.bench.resume_work import BATCH_SEQUENCES, NUM_UNITS, UNIT_SEQUENCES, Work
+from infra.bench.resume_work import BATCH_SEQUENCES, UNIT_SEQUENCES, Work
 from student_train.batch import sequence_hash
 from student_train.launch import train
 from student_train.order import global_batches
 
-NUM_EPOCHS = 1
+NUM_EPOCHS, NUM_UNITS = 1, 60
 STEPS_PER_EPOCH = -(-NUM_UNITS * UNIT_SEQUENCES // BATCH_SEQUENCES)
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    return resume_work.make(tmp_path_factory.mktemp("resume"))
+    folder = tmp_path_factory.mktemp("resume")
+    return resume_work.make(folder, num_units=NUM_UNITS, views=1, hidden={"code": "float16"})
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +81,8 @@ def test_workers_share_batches_and_bytes(work: Work) -> None:
     shares = [largest_share(cache.url, number, batch_sequences=BATCH_SEQUENCES) for number in (1, 2, 3, 4)]
     assert shares[0] == 1
     assert all(1 <= share <= resume.MAX_SHARE for share in shares)
-    # Eleven workers do not divide the lanes: the check sees it.
-    assert largest_share(cache.url, 11, batch_sequences=BATCH_SEQUENCES) == pytest.approx(6 * 11 / 60, rel=0.02)
+    # Of forty, some have two lanes and some have one: the check sees it.
+    assert largest_share(cache.url, 40, batch_sequences=BATCH_SEQUENCES) > 1.2
 
 
 def test_what_must_hold_decides() -> None:

@@ -14,7 +14,7 @@ from infra.bench.resume_checks import expected_digests, largest_error, num_wrong
 from student_train.launch import train
 from teacher_cache.shell.settings import to_dict
 
-PATIENCE_S = 120.0
+PATIENCE_S = 180.0
 NUM_EPOCHS = 25
 """Of 10 steps: the run has to outlast the start of a node."""
 

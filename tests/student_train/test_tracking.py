@@ -18,7 +18,7 @@ from tests.student_train import runs
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of a store in a folder, which MLflow's newer versions have to be asked for."""
-    pytest.importorskip("mlflow", reason="needs MLflow: pip install mlflow-skinny")
+    pytest.importorskip("mlflow", reason="needs MLflow: pip install 'teacher-cache[mlflow]'")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     return (tmp_path / "mlflow").as_uri()
 
@@ -88,7 +88,7 @@ def test_a_new_run_in_an_old_output_is_another(default_cache, tmp_path, store):
 
 
 def test_a_server_that_cannot_be_used_is_refused_by_name(default_cache, tmp_path):
-    pytest.importorskip("mlflow", reason="needs MLflow: pip install mlflow-skinny")
+    pytest.importorskip("mlflow", reason="needs MLflow: pip install 'teacher-cache[mlflow]'")
     spec = spec_of(default_cache, tmp_path / "run", "nonsense://nowhere")
     with pytest.raises(UserError, match=r"execution\.mlflow: nonsense://nowhere cannot be used: "):
         train(spec)
@@ -96,7 +96,7 @@ def test_a_server_that_cannot_be_used_is_refused_by_name(default_cache, tmp_path
 
 def test_without_mlflow_it_is_asked_for(default_cache, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(UserError, match=r"execution\.mlflow needs MLflow: pip install mlflow"):
+    with pytest.raises(UserError, match=r"execution\.mlflow needs MLflow: pip install 'teacher-cache\[mlflow\]'"):
         train(spec_of(default_cache, tmp_path / "run", "file:unused"))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
