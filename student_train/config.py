@@ -102,7 +102,7 @@ class ExecutionConfig:
     gradient_checkpointing: bool = False
     """Keep no activations, compute them again in the backward pass: less memory, more time."""
     mlflow: str | None = None
-    """Tracking URI of MLflow, a server's or `file:` and a folder; None: nothing is sent to it."""
+    """Tracking URI of MLflow: a server's, or with all of MLflow installed `sqlite:///` and a file; None: none."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker failures after which the run ends; each restarts from the newest whole checkpoint."""
     disk_cache: str | None = None

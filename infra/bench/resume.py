@@ -33,9 +33,10 @@ from infra.bench.resume_checks import (
     read_student,
     steps_of,
 )
-from infra.bench.resume_work import BATCH_SEQUENCES, NUM_EPOCHS, Work
+from infra.bench.resume_work import BATCH_SEQUENCES, NUM_EPOCHS, NUM_UNITS, Work
 
 KILLS, QUICK_KILLS = 20, 4
+QUICK_UNITS = 60
 IN_PROCESS, WORKER, DRIVER = "process without Ray", "Ray worker", "driver with Ray"
 IN_PROCESS_SHARE, WORKER_SHARE = 0.35, 0.5
 """Of starts without Ray; of kills with Ray."""
@@ -239,8 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON, and the table to standard error")
     options = parser.parse_args(arguments)
     kills = options.kills or (QUICK_KILLS if options.quick else KILLS)
+    num_units = QUICK_UNITS if options.quick else NUM_UNITS
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
-        counts = Resume(resume_work.make(Path(folder)), kills=kills, seed=options.seed).run()
+        counts = Resume(resume_work.make(Path(folder), num_units=num_units), kills=kills, seed=options.seed).run()
     show(result(counts), render(counts), as_json=options.json)
     return 0 if counts.ok else 1
 

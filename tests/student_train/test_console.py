@@ -102,7 +102,8 @@ def test_a_run_that_goes_on_begins_its_bar_where_it_stood():
     assert "3/4" in seen
     assert "4/4" in seen
     assert "two workers are idle" in seen
-    assert "1/4" not in seen
+    assert "2/4" in seen
+    assert "0/4" not in seen
 
 
 def test_nothing_is_shown_of_a_run_that_was_finished(default_cache, tmp_path: Path, capsys):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from student_train import tracking
 from student_train.config import StudentSpec
 from student_train.launch import train
 from student_train.tracking import EXPERIMENT, flattened
@@ -18,7 +19,7 @@ from tests.student_train import runs
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of a store in a folder, which MLflow's newer versions have to be asked for."""
-    pytest.importorskip("mlflow", reason="needs MLflow: pip install 'teacher-cache[mlflow]'")
+    pytest.importorskip("mlflow", reason="needs MLflow: pip install mlflow-skinny")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     return (tmp_path / "mlflow").as_uri()
 
@@ -67,11 +68,27 @@ def test_a_run_that_goes_on_is_the_same_run(default_cache, tmp_path, store):
         run_worker(spec, device=runs.CPU, show=runs.ignore, on_checkpoint=kill)
     (before,) = runs_in(store)
     assert before.info.status == "RUNNING"
+    assert len(client_of(store).get_metric_history(before.info.run_id, "loss/total")) == 2, "up to the checkpoint"
     train(spec)
     (after,) = runs_in(store)
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
     curve = client_of(store).get_metric_history(after.info.run_id, "loss/total")
-    assert sorted({point.step for point in curve}) == [1, 2, 3, 4]
+    assert sorted(point.step for point in curve) == [1, 2, 3, 4]
+
+
+def test_points_are_sent_while_a_run_goes_on(default_cache, tmp_path, store, monkeypatch):
+    monkeypatch.setattr(tracking, "SEND_EVERY_S", 0.0)
+    seen = []
+
+    def look(report: object) -> None:
+        (run,) = runs_in(store)
+        seen.append(len(client_of(store).get_metric_history(run.info.run_id, "loss/total")))
+
+    execution = runs.make_execution(mlflow=store, log_steps=1)
+    run_worker(
+        runs.make_spec(default_cache, tmp_path / "run", steps=3, execution=execution), device=runs.CPU, show=look
+    )
+    assert seen == [1, 2, 3]
 
 
 def test_a_new_run_in_an_old_output_is_another(default_cache, tmp_path, store):
@@ -88,7 +105,7 @@ def test_a_new_run_in_an_old_output_is_another(default_cache, tmp_path, store):
 
 
 def test_a_server_that_cannot_be_used_is_refused_by_name(default_cache, tmp_path):
-    pytest.importorskip("mlflow", reason="needs MLflow: pip install 'teacher-cache[mlflow]'")
+    pytest.importorskip("mlflow", reason="needs MLflow: pip install mlflow-skinny")
     spec = spec_of(default_cache, tmp_path / "run", "nonsense://nowhere")
     with pytest.raises(UserError, match=r"execution\.mlflow: nonsense://nowhere cannot be used: "):
         train(spec)
@@ -96,7 +113,7 @@ def test_a_server_that_cannot_be_used_is_refused_by_name(default_cache, tmp_path
 
 def test_without_mlflow_it_is_asked_for(default_cache, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(UserError, match=r"execution\.mlflow needs MLflow: pip install 'teacher-cache\[mlflow\]'"):
+    with pytest.raises(UserError, match=r"execution\.mlflow needs MLflow: pip install mlflow-skinny"):
         train(spec_of(default_cache, tmp_path / "run", "file:unused"))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
