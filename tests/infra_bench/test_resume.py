@@ -21,6 +21,7 @@ from infra.bench.resume_checks import (
     read_student,
     steps_of,
 )
+from infra.bench.resume_counts import MAX_SHARE, Counts, render, result
 from infra.bench.resume_work import BATCH_SEQUENCES, UNIT_SEQUENCES, Work
 from student_train.batch import sequence_hash
 from student_train.launch import train
@@ -80,13 +81,13 @@ def test_workers_share_batches_and_bytes(work: Work) -> None:
     assert num_batches_that_differ(cache, batch_sequences=BATCH_SEQUENCES, num_epochs=2) == 0
     shares = [largest_share(cache.url, number, batch_sequences=BATCH_SEQUENCES) for number in (1, 2, 3, 4)]
     assert shares[0] == 1
-    assert all(1 <= share <= resume.MAX_SHARE for share in shares)
+    assert all(1 <= share <= MAX_SHARE for share in shares)
     # Of forty, some have two lanes and some have one: the check sees it.
     assert largest_share(cache.url, 40, batch_sequences=BATCH_SEQUENCES) > 1.2
 
 
 def test_what_must_hold_decides() -> None:
-    good = resume.Counts(finished=1, shares={1: 1.0, 2: 1.05})
+    good = Counts(finished=1, shares={1: 1.0, 2: 1.05})
     assert good.ok
     for name in ("wrong_steps", "batches_that_differ", "stuck", "unprovoked"):
         wrong: dict[str, Any] = {name: 1}
@@ -94,18 +95,16 @@ def test_what_must_hold_decides() -> None:
     assert not replace(good, largest_error=2e-4).ok
     assert not replace(good, largest_error=float("nan")).ok
     assert not replace(good, shares={3: 1.2}).ok
-    assert not resume.Counts().ok, "nothing was tried"
+    assert not Counts().ok, "nothing was tried"
 
 
 def test_counts_are_told() -> None:
-    counts = resume.Counts(
-        kills=Counter({resume.WORKER: 2}), starts=Counter({3: 1}), shares={2: 1.0}, largest_error=1e-7
-    )
-    found = json.loads(json.dumps(resume.result(counts)))
+    counts = Counts(kills=Counter({resume.WORKER: 2}), starts=Counter({3: 1}), shares={2: 1.0}, largest_error=1e-7)
+    found = json.loads(json.dumps(result(counts)))
     assert found.keys() == {"name", "ratios", "figures", "machine", "versions"}
     assert (found["figures"]["kills"], found["figures"]["ok"]) == ({"Ray worker": 2}, False)
     assert found["ratios"]["largest relative error of a parameter tensor"] == 1e-7
-    lines = resume.render(counts)
+    lines = render(counts)
     assert "2: 2 Ray worker" in lines
     assert lines.endswith("NOT ok")
 
