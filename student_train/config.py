@@ -102,13 +102,20 @@ class ExecutionConfig:
     gradient_checkpointing: bool = False
     """Keep no activations, compute them again in the backward pass: less memory, more time."""
     mlflow: str | None = None
-    """Tracking URI of MLflow, a server's or `file:` and a folder; None: nothing is sent to it."""
+    """Tracking URI of MLflow: a server's, or with all of MLflow installed `sqlite:///` and a file; None: none."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker failures after which the run ends; each restarts from the newest whole checkpoint."""
     disk_cache: str | None = None
     """Folder for downloaded shards; None: a folder of the system's temporary directory."""
+    resize_check_s: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds between looks at whether the cluster has room for more workers, where `num_workers` is [min, max]; a
+    change restarts all from the newest checkpoint."""
     address: str | None = None
     """A running Ray cluster; None: RAY_ADDRESS if set, otherwise a local Ray of this process's own."""
+
+    @property
+    def min_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def max_workers(self) -> int:

@@ -4,9 +4,8 @@
 global batch.
 """
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,29 +19,16 @@ from student_train.checkpoint import model_tensors
 from student_train.config import StudentSpec
 from student_train.loop import Trainer
 from student_train.rank import Rank
-from student_train.run_folder import read_run
+from student_train.run_folder import DIVERGED_PREFIX, DivergedBatch, read_run, write_records
 from teacher_cache.errors import UserError
-from teacher_cache.format import documents
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.row import Row
 from teacher_cache.shell.settings import parse
 from teacher_cache.storage.store import Store
 
-PREFIX = "diverged"
-MODEL_KEY = f"{PREFIX}/model.safetensors"
+MODEL_KEY = f"{DIVERGED_PREFIX}/model.safetensors"
 MAX_MODEL_BYTES = 2**34
 SHOWN_SEQUENCES, SHOWN_CHARACTERS = 10, 300
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavedBatch:
-    """One worker's part of the global batch that a run diverged on."""
-
-    step: int
-    """The step that could not be made."""
-    epoch: int
-    sequences: list[tuple[int, int]]
-    """Which of the caches, and the sequence's id there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +47,8 @@ class Examined:
 
 def save_batch(store: Store, trainer: Trainer, batch: Batch) -> None:
     """Saves this worker's part of a batch, and on the first worker the parameters."""
-    saved = SavedBatch(step=trainer.progress.step + 1, epoch=trainer.progress.epoch, sequences=batch.sequences)
-    store.replace(f"{PREFIX}/worker-{trainer.rank.index}.json", json.dumps(asdict(saved)).encode())
+    saved = DivergedBatch(step=trainer.progress.step + 1, epoch=trainer.progress.epoch, sequences=batch.sequences)
+    write_records(store, f"{DIVERGED_PREFIX}/worker-{trainer.rank.index}.json", [saved])
     if trainer.rank.index == 0:
         store.replace(MODEL_KEY, save(model_tensors(trainer.modules)))
 
@@ -74,20 +60,20 @@ def examine(url: str) -> dict[str, Any]:
         UserError: there is no run at `url`, or it has not diverged.
     """
     store = Store(url)
+    run = read_run(store)
+    if not run.diverged:
+        raise UserError(f"{store.url} has not diverged: there is no {DIVERGED_PREFIX}/")
     trainer = Trainer(
-        parse(StudentSpec, read_run(store).description.spec),
+        parse(StudentSpec, run.description.spec),
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         rank=Rank(),
     )
-    saved = _saved_batches(store)
-    if not saved:
-        raise UserError(f"{store.url} has not diverged: there is no {PREFIX}/")
     trainer.modules.load_state_dict(load(store.read(MODEL_KEY, max_bytes=MAX_MODEL_BYTES)), strict=False)
-    rows = [row for batch in saved for row in _rows(trainer, batch)]
+    rows = [row for batch in run.diverged for row in _rows(trainer, batch)]
     examined = sorted((_examine(trainer, row) for row in rows), key=lambda found: (found.is_finite, -found.grad_norm))
     parameters = trainer.modules.named_parameters()
     return {
-        "step": saved[0].step,
+        "step": run.diverged[0].step,
         "parameters_not_finite": [name for name, values in parameters if not values.isfinite().all()],
         "num_sequences": len(examined),
         "num_not_finite": sum(not found.is_finite for found in examined),
@@ -109,13 +95,7 @@ def render(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _saved_batches(store: Store) -> list[SavedBatch]:
-    keys = [key for key in store.list(PREFIX) if key.endswith(".json")]
-    read = [store.read(key, max_bytes=documents.MAX_DOCUMENT_BYTES) for key in keys]
-    return [SavedBatch(**documents.parse(data, name=key)) for data, key in zip(read, keys, strict=True)]
-
-
-def _rows(trainer: Trainer, saved: SavedBatch) -> list[Row]:
+def _rows(trainer: Trainer, saved: DivergedBatch) -> list[Row]:
     view = saved.epoch % trainer.num_views
     pairs = [_pair(trainer.caches, view, source, sequence_id) for source, sequence_id in saved.sequences]
     return trainer.reader(view).rows_at(np.array(pairs, np.int64).reshape(-1, 2))

@@ -5,6 +5,7 @@ connects them, and starts them again when one dies, or on more or fewer machines
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ from teacher_cache.errors import UserError
 from teacher_cache.shell.ray_session import gpus_each, ray_session
 from teacher_cache.shell.settings import parse, to_dict
 from teacher_cache.storage.store import Store, normal_url
+
+RESIZED_START_S = 20
+"""How long Ray Train waits for room for an elastic group: after a node's death it first asks for as many workers as
+before, and only then for as many as there is room for."""
 
 
 def train(spec: StudentSpec) -> TrainSummary:
@@ -91,8 +96,11 @@ def _fit(spec: StudentSpec, num_views: int, watcher: Console) -> TrainSummary:
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.queue import Queue
 
-    num_gpus = gpus_each(spec.execution.gpus_per_worker, spec.execution.max_workers)
-    resources = {"CPU": spec.execution.cpus_per_worker} | ({"GPU": num_gpus} if num_gpus else {})
+    execution = spec.execution
+    num_gpus = gpus_each(execution.gpus_per_worker, execution.min_workers)
+    if execution.min_workers < execution.max_workers:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(RESIZED_START_S))
+    resources = {"CPU": execution.cpus_per_worker} | ({"GPU": num_gpus} if num_gpus else {})
     store = Store(spec.output)
     run_config = RunConfig(
         # A name of its own for each attempt: going on is the work of our checkpoints, and Ray's snapshot of a killed
@@ -100,7 +108,7 @@ def _fit(spec: StudentSpec, num_views: int, watcher: Console) -> TrainSummary:
         name=f"attempt-{time.time_ns()}",
         storage_path=f"{store.root}/ray",
         storage_filesystem=None if store.is_local else PyFileSystem(FSSpecHandler(store.fs)),
-        failure_config=FailureConfig(max_failures=spec.execution.max_failures),
+        failure_config=FailureConfig(max_failures=execution.max_failures),
         logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # V2's RunConfig has it
     )
     shown = Queue(actor_options={"num_cpus": 0})
@@ -108,7 +116,8 @@ def _fit(spec: StudentSpec, num_views: int, watcher: Console) -> TrainSummary:
         _train_loop,  # type: ignore[arg-type]  # Ray Train V2 hands back rank 0's return value, its types say None
         train_loop_config={"spec": to_dict(spec), "on_gpu": num_gpus > 0, "shown": shown, "num_views": num_views},
         scaling_config=ScalingConfig(
-            num_workers=spec.execution.num_workers,  # type: ignore[arg-type]  # V2 takes (min, max)
+            num_workers=execution.num_workers,  # type: ignore[arg-type]  # V2 takes (min, max)
+            elastic_resize_monitor_interval_s=execution.resize_check_s,  # type: ignore[call-arg]  # V2's has it
             use_gpu=num_gpus > 0,
             resources_per_worker=resources,
         ),

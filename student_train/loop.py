@@ -68,7 +68,7 @@ class Trainer:
         self.model = build_student(self.caches[0].teacher.folder, spec.student)
         self.model.to(device).train()  # type: ignore[arg-type]  # transformers annotates `to` as a decorator
         if spec.execution.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            keep_no_activations(self.model)
         projection = make_projection(self.model, self.caches[0]) if spec.loss.weights.cosine else None
         self.modules = nn.ModuleDict({"student": self.model})
         if projection is not None:
@@ -274,7 +274,7 @@ class Trainer:
 
     def _totals(self, counts: torch.Tensor) -> tuple[torch.Tensor, Denominators]:
         """Counts over all workers, and what means are taken over."""
-        counts = self.rank.sum(counts.to(self.device)).cpu()
+        counts = self.rank.sum(counts.to(self.device, copy=True)).cpu()  # the batch keeps its own
         _, num_tokens, num_labels, _ = counts.tolist()
         return counts, step_denominators(num_tokens, num_labels, self.caches[0].spec.keep.unmasked)
 
@@ -305,6 +305,20 @@ class Trainer:
         if self.spec.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.spec.dtype))
+
+
+def keep_no_activations(model: PreTrainedModel) -> None:
+    """Has each layer's activations computed again in the backward pass.
+
+    Raises:
+        UserError: transformers cannot do so for this family.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"execution.gradient_checkpointing: transformers has none for {model.config.model_type}; leave it out, and"
+            " lower execution.micro_batch_tokens"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def make_projection(model: PreTrainedModel, cache: Cache) -> nn.Linear | None:

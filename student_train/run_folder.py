@@ -7,6 +7,7 @@
 | `held_out.jsonl` | a `HeldOutReport` a line; absent where nothing was held out |
 | `summary.json` | `TrainSummary`, written when the run has finished |
 | `model/` | the student as a Hugging Face folder |
+| `diverged/` | a `DivergedBatch` of each worker and the parameters, where the newest attempt ended so |
 | `checkpoints/`, `tensorboard/`, `ray/` | see `checkpoint`, TensorBoard, Ray Train |
 """
 
@@ -20,6 +21,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.storage.store import Store
 
 RUN_KEY, METRICS_KEY, HELD_OUT_KEY, SUMMARY_KEY = "run.json", "metrics.jsonl", "held_out.jsonl", "summary.json"
+DIVERGED_PREFIX = "diverged"
 MAX_BYTES = 2**30
 LOSS_NAMES = ("soft_labels", "masked_lm", "cosine")
 
@@ -122,6 +124,17 @@ class TrainSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DivergedBatch:
+    """One worker's part of the global batch that a run diverged on."""
+
+    step: int
+    """The step that could not be made."""
+    epoch: int
+    sequences: list[tuple[int, int]]
+    """Which of the caches, and the sequence's id there."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """All records of a run, finished or not."""
 
@@ -131,6 +144,8 @@ class Run:
     held_out: list[HeldOutReport]
     summary: TrainSummary | None
     """None: not finished."""
+    diverged: list[DivergedBatch]
+    """Of each worker, where the newest attempt ended at a gradient that was not finite."""
 
 
 def read_run(store: Store) -> Run:
@@ -149,7 +164,18 @@ def read_run(store: Store) -> Run:
         steps=read_records(store, METRICS_KEY, StepReport),
         held_out=read_records(store, HELD_OUT_KEY, HeldOutReport),
         summary=summaries[0] if summaries else None,
+        diverged=read_diverged(store),
     )
+
+
+def read_diverged(store: Store) -> list[DivergedBatch]:
+    """Each worker's part of the batch that the newest attempt diverged on; none if it did not.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    keys = [key for key in store.list(DIVERGED_PREFIX) if key.endswith(".json")]
+    return [batch for key in keys for batch in read_records(store, key, DivergedBatch)]
 
 
 def read_records(store: Store, key: str, kind: type[Record]) -> list[Record]:

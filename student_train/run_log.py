@@ -73,6 +73,7 @@ class RunLog:
         if self._held_out:
             write_records(self._store, HELD_OUT_KEY, self._held_out)
         self._writer.flush()
+        self.tracker.flush()
         if self._temporary:
             for path in self._folder.iterdir():
                 self._store.replace(f"tensorboard/{path.name}", path.read_bytes())

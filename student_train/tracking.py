@@ -12,6 +12,10 @@ RUN_ID_KEY = "mlflow_run_id"
 MAX_PARAMETER_LENGTH = 500
 """Of a value that MLflow takes."""
 EXPERIMENT = "student-train"
+SEND_EVERY_S = 2.0
+"""A request takes longer than many a step."""
+MAX_POINTS = 1000
+"""That MLflow takes in one request."""
 
 
 class Tracker:
@@ -23,13 +27,15 @@ class Tracker:
 
     def __init__(self, uri: str | None, store: Store, description: RunDescription, *, resumed: bool) -> None:
         self._client: Any = None
+        self._points: list[Any] = []
+        self._sent = time.monotonic()
         if uri is None:
             return
         try:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
         except ImportError:
-            raise UserError("execution.mlflow needs MLflow: pip install mlflow") from None
+            raise UserError("execution.mlflow needs MLflow: pip install mlflow-skinny, or mlflow") from None
         try:
             self._client = MlflowClient(tracking_uri=uri)
             self._run_id = self._old_run(store) if resumed else None
@@ -65,8 +71,15 @@ class Tracker:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        metrics = [Metric(name, value, now_ms, step) for name, value in scalars.items()]
-        self._client.log_batch(self._run_id, metrics=metrics)
+        self._points += [Metric(name, value, now_ms, step) for name, value in scalars.items()]
+        if time.monotonic() - self._sent > SEND_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends the points noted so far."""
+        for start in range(0, len(self._points), MAX_POINTS):
+            self._client.log_batch(self._run_id, metrics=self._points[start : start + MAX_POINTS])
+        self._points, self._sent = [], time.monotonic()
 
     def log_model(self, folder: Path) -> None:
         """Keeps the finished model."""
@@ -75,6 +88,7 @@ class Tracker:
 
     def finish(self) -> None:
         if self._client is not None:
+            self.flush()
             self._client.set_terminated(self._run_id)
 
 

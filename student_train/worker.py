@@ -12,7 +12,7 @@ from student_train.config import StudentSpec
 from student_train.export import MODEL_PREFIX, export
 from student_train.loop import DivergedError, Trainer
 from student_train.rank import Rank
-from student_train.run_folder import HeldOutReport, RunDescription, StepReport, TrainSummary
+from student_train.run_folder import DIVERGED_PREFIX, HeldOutReport, RunDescription, StepReport, TrainSummary
 from student_train.run_log import RunLog, Show
 from student_train.sources import describe
 from student_train.tracking import Tracker
@@ -96,6 +96,7 @@ def describe_run(trainer: Trainer) -> RunDescription:
 
 def _open_log(trainer: Trainer, store: Store, show: Show) -> RunLog:
     description, after_step = describe_run(trainer), trainer.progress.step
+    store.delete_folder(DIVERGED_PREFIX)
     tracker = Tracker(trainer.spec.execution.mlflow, store, description, resumed=after_step > 0)
     return RunLog(store, description, after_step=after_step, tracker=tracker, show=show)
 

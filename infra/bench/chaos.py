@@ -22,9 +22,9 @@ from pathlib import Path
 
 from infra.bench import chaos_work
 from infra.bench.chaos_checks import Ledger, all_rows, num_committed, num_duplicates, num_mismatches
-from infra.bench.chaos_processes import RunningBuild
 from infra.bench.chaos_work import NUM_VIEWS, UNITS_PER_VIEW, Work
 from infra.bench.output import say
+from infra.bench.processes import RunningCommand
 from teacher_cache import open_cache
 from teacher_cache.format.row import Row
 from teacher_cache.verify import verify
@@ -94,7 +94,7 @@ class Chaos:
     def _undisturbed(self, num_workers: int) -> float:
         """Seconds of a build without a kill; that without Ray is what others are compared with."""
         name = "reference" if num_workers == 0 else "undisturbed"
-        build = RunningBuild(self._work.configuration(name, num_workers=num_workers))
+        build = start_build(self._work.configuration(name, num_workers=num_workers))
         try:
             ended, seconds = build.wait(STUCK_S), build.seconds
             if not ended or build.summary() is None:
@@ -128,7 +128,7 @@ class Chaos:
         """One run of the command; whether it came to its end."""
         num_workers = 0 if self._draw.random() < IN_PROCESS_SHARE else 2
         pending = NUM_VIEWS * UNITS_PER_VIEW - num_committed(self._work.cache(name), NUM_VIEWS)
-        build = RunningBuild(self._work.configuration(name, num_workers=num_workers))
+        build = start_build(self._work.configuration(name, num_workers=num_workers))
         self.counts.builds += 1
         try:
             killed = self._kill_some(build, num_workers) if may_kill else []
@@ -144,7 +144,7 @@ class Chaos:
         finally:
             build.close()
 
-    def _kill_some(self, build: RunningBuild, num_workers: int) -> list[str]:
+    def _kill_some(self, build: RunningCommand, num_workers: int) -> list[str]:
         """Kills processes until the driver or the cluster is dead or the build has ended; their kinds."""
         duration, killed = self._durations[num_workers], list[str]()
         kinds = self._draw.choices([*KINDS], [*KINDS.values()], k=6) if num_workers else ["driver"]
@@ -157,7 +157,7 @@ class Chaos:
                 break
         return killed
 
-    def _note_failure(self, build: RunningBuild, killed: Sequence[str]) -> None:
+    def _note_failure(self, build: RunningCommand, killed: Sequence[str]) -> None:
         if "driver" in killed:
             return
         end = f"{'+'.join(killed) or 'nothing'} killed, {build.last_words()}"
@@ -173,6 +173,11 @@ class Chaos:
         self.counts.unverified += not found.ok
         if not found.ok or cache.num_views != NUM_VIEWS:
             say(f"{name}: {cache.num_views} views, {found.problems}")
+
+
+def start_build(configuration: Path) -> RunningCommand:
+    """`teacher-cache build`."""
+    return RunningCommand("teacher_cache.cli", "build", str(configuration), "--json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

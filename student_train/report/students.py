@@ -76,8 +76,12 @@ def student_of(run: Run, name: str) -> Student:
         held_out=tuple(thin(run.held_out)),
         curve=tuple(curve(run.steps)),
         finished=run.summary is not None,
-        trouble=trouble(run.steps, run.held_out),
+        trouble=_diverged(run) or trouble(run.steps, run.held_out),
     )
+
+
+def _diverged(run: Run) -> str:
+    return f"the gradient of step {run.diverged[0].step:,} is not finite" if run.diverged else ""
 
 
 def _tokens_per_s(steps: Sequence[StepReport]) -> float | None:

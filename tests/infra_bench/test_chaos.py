@@ -12,7 +12,6 @@ import pytest
 
 from infra.bench import chaos
 from infra.bench.chaos_checks import Ledger, all_rows, num_committed, num_duplicates, num_mismatches
-from infra.bench.chaos_processes import RunningBuild
 from teacher_cache import open_cache
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.manifest import add_generation
@@ -98,14 +97,14 @@ def test_a_killed_build_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
     spec = make_spec(tmp_path / "cache")
     configuration = tmp_path / "cache.json"
     configuration.write_text(json.dumps(to_dict(spec)))
-    killed = RunningBuild(configuration)
+    killed = chaos.start_build(configuration)
     driver = psutil.Process(killed._driver.pid)
     assert killed.kill("driver", 60, chaos.random.Random(0))
     killed.close()
     assert not driver.is_running()
     assert killed.summary() is None
     assert not killed._folder.exists()
-    build = RunningBuild(configuration)
+    build = chaos.start_build(configuration)
     try:
         assert build.wait(120)
         summary = build.summary()
