@@ -42,7 +42,7 @@ class Sizes:
     rounds: int
 
 
-FULL = Sizes(num_positions=8192, vocab_size=30_522, hidden_size=768, rounds=5)
+FULL = Sizes(num_positions=8192, vocab_size=30_522, hidden_size=768, rounds=3)
 QUICK = Sizes(num_positions=1024, vocab_size=8192, hidden_size=128, rounds=2)
 
 

@@ -63,7 +63,7 @@ CASES = (
     Case("BERT-base, every position", 12, 768, 1.0),
 )
 QUICK_CASES = (Case("small (quick)", 4, 128, 0.1, student_width=64, vocab_size=2000, sequence_length=64),)
-ROUNDS, QUICK_ROUNDS = 5, 2
+ROUNDS, QUICK_ROUNDS = 4, 2
 
 
 class OnlineDistillation:

@@ -22,7 +22,7 @@ from infra.bench.loading.places import bucket, upload
 from student_train.batch import Batch, decode_hidden, made_ahead
 from student_train.loop import Trainer
 
-PAIRS, QUICK_PAIRS = 12, 2
+PAIRS, QUICK_PAIRS = 10, 2
 SIZES = {
     128: Size(num_sequences=2048, sequence_length=128, hidden_size=768, vocab_size=30_522),
     512: Size(num_sequences=512, sequence_length=512, hidden_size=768, vocab_size=30_522),
