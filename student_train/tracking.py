@@ -1,5 +1,6 @@
 """MLflow, where a run's configuration names a tracking server: parameters, curves, model and caches."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ SEND_EVERY_S = 2.0
 """A request takes longer than many a step."""
 MAX_POINTS = 1000
 """That MLflow takes in one request."""
+MAX_WAITING = 100_000
+"""Points that are kept while it does not answer."""
 
 
 class Tracker:
@@ -72,24 +75,36 @@ class Tracker:
 
         now_ms = int(time.time() * 1000)
         self._points += [Metric(name, value, now_ms, step) for name, value in scalars.items()]
+        del self._points[:-MAX_WAITING]
         if time.monotonic() - self._sent > SEND_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
-        """Sends the points noted so far."""
-        for start in range(0, len(self._points), MAX_POINTS):
-            self._client.log_batch(self._run_id, metrics=self._points[start : start + MAX_POINTS])
-        self._points, self._sent = [], time.monotonic()
+        """Sends the points noted so far; those that cannot be sent wait for the next time."""
+        self._sent = time.monotonic()
+        while self._points and self._try("log_batch", metrics=self._points[:MAX_POINTS]):
+            del self._points[:MAX_POINTS]
 
     def log_model(self, folder: Path) -> None:
         """Keeps the finished model."""
         if self._client is not None:
-            self._client.log_artifacts(self._run_id, str(folder), "model")
+            self._try("log_artifacts", local_dir=str(folder), artifact_path="model")
 
     def finish(self) -> None:
         if self._client is not None:
             self.flush()
-            self._client.set_terminated(self._run_id)
+            self._try("set_terminated")
+
+    def _try(self, request: str, **arguments: Any) -> bool:
+        """No run ends because nobody takes note of it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            getattr(self._client, request)(self._run_id, **arguments)
+        except MlflowException as error:
+            logging.getLogger(__name__).warning("MLflow: %s: %s", request, " ".join(str(error).split()))
+            return False
+        return True
 
 
 def parameters(description: RunDescription) -> dict[str, str]:

@@ -126,17 +126,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON, and the table to stderr")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the payload there, and use what is there")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="default %(default)s; quick: 1")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        measure_and_show(folder.resolve(), quick=options.quick, as_json=options.json)
+        measure_and_show(
+            folder.resolve(),
+            quick=options.quick,
+            num_rounds=1 if options.quick else options.rounds,
+            as_json=options.json,
+        )
 
 
-def measure_and_show(folder: Path, *, quick: bool, as_json: bool) -> None:
+def measure_and_show(folder: Path, *, quick: bool, num_rounds: int, as_json: bool) -> None:
     found, said = entries(QUICK_PEERS if quick else PEERS)
     settings = QUICK_SETTINGS if quick else SETTINGS
-    size, num_rounds = (QUICK, 1) if quick else (FULL, ROUNDS)
+    size = QUICK if quick else FULL
     bench = Bench(size=size, folder=folder, entries=found, settings=settings, num_rounds=num_rounds)
     bench.make()
     findings = bench.measure()

@@ -36,7 +36,7 @@ class Size:
     vocab_size: int
 
 
-FULL = Size(num_sequences=4096, sequence_length=128, hidden_size=768, vocab_size=30_522)
+FULL = Size(num_sequences=1024, sequence_length=128, hidden_size=768, vocab_size=30_522)
 QUICK = Size(num_sequences=512, sequence_length=64, hidden_size=64, vocab_size=2000)
 
 
