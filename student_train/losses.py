@@ -22,8 +22,8 @@ from student_train.divergence import LossAndGradient, bucket_divergence, cross_e
 from teacher_cache.targets.heads import OutputHead, head_features
 from teacher_cache.targets.soft_labels import replay_log_probabilities
 
-CHUNK_POSITIONS = 512
-"""Positions whose logits are held at once: 512 * 30,522 float32 are 63 MB, and up to five such buffers are in use."""
+CHUNK_POSITIONS = 256
+"""Positions whose logits are held at once: 256 * 30,522 float32 are 31 MB, and up to five such buffers are in use."""
 
 
 @dataclass(frozen=True, kw_only=True)
