@@ -97,7 +97,13 @@ class OnRay:
 def executor(execution: ExecutionConfig) -> Iterator[Executor]:
     """The executor that a configuration asks for; leaves Ray as it was found."""
     if execution.num_workers == 0:
-        yield InProcess(execution)
+        import torch
+
+        num_threads = torch.get_num_threads()  # a worker takes its own number
+        try:
+            yield InProcess(execution)
+        finally:
+            torch.set_num_threads(num_threads)
         return
     with ray_session(address=execution.address, num_cpus=_num_cpus(execution), log_to_driver=False):
         with _quiet_ray_data():

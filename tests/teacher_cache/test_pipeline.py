@@ -21,7 +21,7 @@ from teacher_cache import CacheSpec, UserError, build, open_cache
 from teacher_cache.pipeline import BuildSummary
 from teacher_cache.teacher import Teacher
 from teacher_cache.workers import UnitWorker
-from tests import families
+from tests import caches, families
 
 NUM_DOCUMENTS = 40
 MaskedInput = tuple[bytes, ...]
@@ -459,3 +459,13 @@ class TestOnRay:
             run(make_spec(execution={"num_workers": 1}))
         assert ray.is_initialized()
         assert ray.data.DataContext.get_current().enable_progress_bars == bars
+
+
+def test_a_build_in_this_process_leaves_its_threads_as_they_were(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        caches.build_cache(tmp_path / "cache")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
