@@ -53,6 +53,14 @@ class MicroBatch:
         """Where in `places` the labelled ones begin."""
         return len(self.places) - len(self.label_ids)
 
+    @property
+    def kept_places(self) -> torch.Tensor:
+        return self.places[: self.num_kept]
+
+    @property
+    def label_places(self) -> torch.Tensor:
+        return self.places[self.first_label :]
+
     def to(self, device: torch.device) -> "MicroBatch":
         return self._moved(lambda value: value.to(device, non_blocking=True))
 
@@ -156,8 +164,8 @@ def decode_hidden(batch: MicroBatch, coders: Sequence[Coder], hidden_layer: int)
     side = gather(
         batch.input_ids,
         batch.attention_mask,
-        kept_places=batch.places[: batch.num_kept],
-        label_places=batch.places[batch.first_label :],
+        kept_places=batch.kept_places,
+        label_places=batch.label_places,
         soft_labels=batch.soft_labels,
     )
     if len(coders) == 1:

@@ -95,7 +95,7 @@ class OnlineDistillation:
             if "projection" in modules:
                 states = modules["projection"](states)
             labels = torch.full_like(part.input_ids.flatten(), -100)
-            labels[part.places[part.first_label :]] = part.label_ids
+            labels[part.label_places] = part.label_ids
             soft = soft_label_loss(learned.logits[is_token], taught.logits[is_token])
             masked_lm = F.cross_entropy(learned.logits.flatten(0, 1), labels)
             cosine = (1 - F.cosine_similarity(states, taught.hidden_states[-1], dim=-1))[is_token].mean()
