@@ -18,7 +18,7 @@ from infra.bench.codes.answers import Answers, Teacher, ask, chunks, places_of, 
 from infra.bench.codes.contenders import Encoded
 from infra.bench.codes.gradients import DenseRows, Rows
 from student_train.config import LossWeights, OptimizerConfig, StudentConfig
-from student_train.loop import make_optimizer, schedule
+from student_train.optimizer import make_optimizer, schedule
 from student_train.student import build_student, encode_student
 from teacher_cache.masking import MaskedSequence
 from teacher_cache.targets.batching import pad
