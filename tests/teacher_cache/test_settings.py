@@ -194,7 +194,7 @@ def test_a_value_that_a_cache_cannot_have_is_refused(values: dict[str, Any], lin
         ({"student": {"num_layers": 2, "teacher_layers": [0, 1, 2]}}, "student: teacher_layers names 3 layers, num_"),
         ({"student": {"teacher_layers": []}}, "student: teacher_layers must name at least one layer"),
         ({"student": {"width": 64}}, "student: width and num_heads other than the teacher's need"),
-        ({"execution": {"num_workers": [3, 1]}}, r"num_workers must be \[min, max\] with min <= max"),
+        ({"execution": {"num_workers": [3, 1]}}, r"execution.num_workers: num_workers must be \[min, max\]"),
     ],
 )
 def test_a_value_that_a_student_cannot_have_is_refused(values: dict[str, Any], line: str) -> None:
