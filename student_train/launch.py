@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from student_train.config import StudentSpec
-from student_train.console import Console
+from student_train.console import Console, say
 from student_train.loop import DivergedError, Trainer
 from student_train.rank import Rank
 from student_train.run_folder import TrainSummary
-from student_train.sources import idle_workers, open_caches
+from student_train.sources import idle_workers
 from student_train.worker import run_worker
 from teacher_cache.errors import UserError
 from teacher_cache.shell.ray_session import gpus_each, ray_session
@@ -47,11 +47,6 @@ def train(spec: StudentSpec) -> TrainSummary:
     num_views = check(spec)
     num_cpus = execution.max_workers * execution.cpus_per_worker + 1
     with ray_session(address=execution.address, num_cpus=num_cpus, log_to_driver=False), console(spec) as watcher:
-        if num_idle := idle_workers(open_caches(spec), execution.max_workers):
-            watcher.show(
-                f"{num_idle} of {execution.max_workers} workers will have nothing to read: a view has too few shards;"
-                " lower execution.num_workers, or build with smaller units (unit_sequences)"
-            )
         return _fit(spec, num_views, watcher)
 
 
@@ -86,6 +81,11 @@ def check(spec: StudentSpec) -> int:
     """
     trainer = Trainer(spec, device=torch.device("cpu"), rank=Rank())
     progress = trainer.check_output(Store(spec.output))
+    if num_idle := idle_workers(trainer.caches, spec.execution.max_workers):
+        say(
+            f"{num_idle} of {spec.execution.max_workers} workers will have nothing to read: a view has too few shards;"
+            " lower execution.num_workers, or build with smaller units (unit_sequences)"
+        )
     return progress.num_views if progress else trainer.num_views
 
 
