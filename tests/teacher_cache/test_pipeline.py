@@ -233,9 +233,10 @@ class TestSameContent:
             assert one == two
 
     def test_answers_depend_on_units_and_batches_by_rounding_only(self, make_spec: MakeSpec) -> None:
+        exact: Any = {"soft_labels": {"code": "float32"}, "hidden": {"code": "float32"}}
         specs = [
-            make_spec("one", hidden={"code": "float32"}),
-            make_spec("two", hidden={"code": "float32"}, unit_sequences=7, execution={"batch_tokens": 33}),
+            make_spec("one", **exact),
+            make_spec("two", **exact, unit_sequences=7, execution={"batch_tokens": 33}),
         ]
         for spec in specs:
             run(spec)
