@@ -1,4 +1,4 @@
-"""`teacher-cache`: the command line."""
+"""`teacher-cache`: the command line. Each command imports what it works with, so that none waits for another's."""
 
 import argparse
 import sys
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from teacher_cache.config import ExecutionConfig
 from teacher_cache.fidelity import NUM_POSITIONS
 from teacher_cache.shell import command, settings
 
@@ -94,6 +93,8 @@ def _info(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _extend(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache.config import ExecutionConfig
+
     execution = settings.from_overrides(ExecutionConfig, options.overrides)
     from teacher_cache.pipeline import extend
 
@@ -101,6 +102,8 @@ def _extend(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _verify(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache.config import ExecutionConfig
+
     execution = settings.from_overrides(ExecutionConfig, options.overrides)
     if options.repair:
         from teacher_cache.pipeline import repair
