@@ -4,8 +4,12 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import uuid
 from pathlib import Path
+
+TEMPORARY_KEY = re.compile(r"(.*/)?\.[0-9a-f]{32}\.tmp(\.link)?")
+"""Of files half written."""
 
 
 def read_range(path: str, start: int, stop: int) -> bytes:
