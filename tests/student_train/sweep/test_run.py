@@ -132,7 +132,7 @@ def start(path: str, log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as stderr:
         return subprocess.Popen(
             [sys.executable, "-m", "student_train.cli", "sweep", path, "--json"],
-            cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=stderr,
+            cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stderr=stderr,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
