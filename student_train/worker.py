@@ -41,8 +41,6 @@ def run_worker(
     store = Store(spec.output)
     trainer.resume(store)
     log = _open_log(trainer, store, show) if trainer.rank.index == 0 else None
-    if log:
-        show(views_line(trainer.caches, num_views=trainer.num_views, num_epochs=trainer.num_epochs))
     start, resumed = time.perf_counter(), trainer.num_consumed(trainer.progress)
 
     def on_step(report: StepReport) -> None:
@@ -60,6 +58,8 @@ def run_worker(
         on_held_out(report)
 
     try:
+        if log:
+            show(views_line(trainer.caches, num_views=trainer.num_views, num_epochs=trainer.num_epochs))
         trainer.train(on_step, on_evaluation)
         elapsed = time.perf_counter() - start
         summary = _summary(trainer, log, (trainer.num_consumed(trainer.progress) - resumed) / elapsed)
