@@ -1,4 +1,4 @@
-"""What a run says of itself while it learns: records in its output, TensorBoard, MLflow, Prometheus, whoever watches."""
+"""What a run says of itself as it learns: records in its output, TensorBoard, MLflow, Prometheus and who watches."""
 
 import tempfile
 import time
