@@ -1,5 +1,6 @@
 """The Dockerfile, linted; nothing here builds it."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -36,7 +37,11 @@ def test_the_linter_finds_what_is_wrong(good, bad, rule, tmp_path):
     assert rule in lint(damaged)
 
 
-def test_versions_are_those_that_were_tested_and_no_secret_is_in_it():
-    text = DOCKERFILE.read_text()
-    assert text.count("pip install") == text.count("constraints.txt torch\n") + text.count('constraints.txt "/src')
-    assert not [word for word in ("AWS_", "TOKEN", "PASSWORD", "SECRET") if word in text]
+def test_what_is_installed_is_what_was_tested():
+    installs = re.findall(r"pip install [^\n]*", DOCKERFILE.read_text())
+    assert len(installs) == 2
+    assert all("/constraints.txt" in line for line in installs)
+
+
+def test_no_secret_is_in_the_image():
+    assert not re.search("AWS_|TOKEN|PASSWORD|SECRET", DOCKERFILE.read_text())
