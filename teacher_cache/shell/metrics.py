@@ -14,12 +14,16 @@ class Metrics:
     def __init__(self, descriptions: Mapping[str, str], labels: Mapping[str, str]) -> None:
         """`descriptions` by name; `labels` tell this build or run from others."""
         ray = sys.modules.get("ray")  # who uses it has imported it
-        has_ray = ray is not None and ray.is_initialized()
-        self._recorders = {name: _recorder(name, text, labels) for name, text in descriptions.items() if has_ray}
+        recorder = _recorder if ray is not None and ray.is_initialized() else _nobody
+        self._recorders = {name: recorder(name, text, labels) for name, text in descriptions.items()}
 
     def record(self, values: Mapping[str, float]) -> None:
-        for name in self._recorders.keys() & values.keys():
-            self._recorders[name](values[name])
+        for name, value in values.items():
+            self._recorders[name](value)
+
+
+def _nobody(name: str, description: str, labels: Mapping[str, str]) -> Callable[[float], None]:
+    return lambda value: None
 
 
 def _recorder(name: str, description: str, labels: Mapping[str, str]) -> Callable[[float], None]:
