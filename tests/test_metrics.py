@@ -87,7 +87,7 @@ def test_rays_endpoint_tells_of_a_build_and_a_run(tmp_path):
     pytest.importorskip("prometheus_client", reason="needs ray[default]")
     cache = caches.make_spec(tmp_path / "cache", execution=ON_RAY)
     student: dict[str, Any] = {"caches": [cache.cache], "output": str(tmp_path / "run"), "batch_sequences": 16}
-    student |= {"steps": 300, "held_out_sequences": 8, "execution": ON_RAY | {"evaluation_steps": 50}}
+    student |= {"steps": 120, "held_out_sequences": 8, "execution": ON_RAY | {"evaluation_steps": 40}}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -107,4 +107,4 @@ def test_rays_endpoint_tells_of_a_build_and_a_run(tmp_path):
     assert seen["ray_teacher_cache_view_units_committed"][1] == seen["ray_teacher_cache_view_units"][1] == 5
     labels, num_steps = seen["ray_student_train_steps_total"]
     assert labels["run"] == str(tmp_path / "run")
-    assert 0 < num_steps <= 300
+    assert 0 < num_steps <= 120
