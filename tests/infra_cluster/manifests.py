@@ -1,11 +1,13 @@
 """What is wrong with Kubernetes manifests, as far as it can be known without a cluster.
 
-Four looks: KubeRay's own schemas (CRDs), where they are at hand; Kubernetes' schemas, for its own kinds and for each
+Four looks: KubeRay's own schemas (CRDs); Kubernetes' schemas, for its own kinds and for each
 Pod template; rules that KubeRay's operator applies after the schemas (v1.7.0,
 ray-operator/controllers/ray/utils/validation.go); and whether all that is referred to exists. Unknown fields are
 refused, as `kubectl --validate=strict` does.
 """
 
+import gzip
+import json
 import re
 import shlex
 from collections import Counter
@@ -20,6 +22,7 @@ import yaml
 Manifest = dict[str, Any]
 Schemas = Mapping[str, Any]
 """JSON schema by kind."""
+KUBERAY = Path(__file__).with_name("kuberay-1.7.0-schemas.json.gz")
 KUBERNETES_VERSION = "1.37"
 QUANTITY = re.compile(r"\d+(\.\d+)?([munkMGTPE]|[KMGTPE]i|[eE]\d+)?")
 LONGEST_NAME = {"RayJob": 47, "RayCluster": 53}
@@ -30,15 +33,9 @@ def read(path: Path) -> list[Manifest]:
     return [document for document in yaml.safe_load_all(path.read_text()) if document]
 
 
-def read_schemas(folder: Path) -> Schemas:
-    """Of the CRDs `ray.io_*.yaml`, refusing unknown fields."""
-    crds = [yaml.load(path.read_text(), yaml.CSafeLoader) for path in sorted(folder.glob("ray.io_*.yaml"))]
-    return {
-        crd["spec"]["names"]["kind"]: _strict(version["schema"]["openAPIV3Schema"])
-        for crd in crds
-        for version in crd["spec"]["versions"]
-        if version["name"] == "v1"
-    }
+def kuberay_schemas() -> Schemas:
+    """Of KubeRay's CRDs (v1.7.0, Apache-2.0) without their descriptions, refusing unknown fields."""
+    return {kind: _strict(schema) for kind, schema in json.loads(gzip.decompress(KUBERAY.read_bytes())).items()}
 
 
 def _strict(schema: Any) -> Any:

@@ -1,7 +1,6 @@
 """The manifests are ones that Kubernetes, KubeRay's operator and our commands take; broken ones are refused."""
 
 import copy
-import os
 import shlex
 import tomllib
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from teacher_cache import UserError
 from teacher_cache.config import CacheSpec
 from teacher_cache.shell import settings
 from tests.infra_cluster import manifests
-from tests.infra_cluster.manifests import Manifest, Schemas
+from tests.infra_cluster.manifests import Manifest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "cluster" / "kubernetes"
@@ -25,26 +24,13 @@ CONFIG = manifests.read(FOLDER / "config.yaml")
 BUILD, STUDENTS, CLUSTER = (manifests.read(FOLDER / f"{name}.yaml")[0] for name in ("build", "students", "cluster"))
 SPECS: dict[str, type] = {"teacher-cache": CacheSpec, "student-train": StudentSpec}
 MAINS = {"teacher-cache": teacher_cache.cli.main, "student-train": student_train.cli.main}
-CRDS = "KUBERAY_CRDS"
-"""Names, in the environment, the folder config/crd/bases of KubeRay's ray-operator, v1.7.0 or newer."""
-
-
-@pytest.fixture(scope="session")
-def kuberay_schemas() -> Schemas:
-    if CRDS not in os.environ:
-        pytest.skip(f"needs KubeRay's CRDs: set {CRDS} to ray-operator/config/crd/bases of a clone of KubeRay")
-    return manifests.read_schemas(Path(os.environ[CRDS]))
+KUBERAY = manifests.kuberay_schemas()
 
 
 @pytest.mark.parametrize("document", [BUILD, STUDENTS, CLUSTER], ids=lambda document: document["metadata"]["name"])
 def test_manifests_are_right(document):
-    assert manifests.problems([*CONFIG, document], {}) == []
-
-
-@pytest.mark.parametrize("document", [BUILD, STUDENTS, CLUSTER], ids=lambda document: document["metadata"]["name"])
-def test_kuberay_takes_the_manifests(document, kuberay_schemas):
-    assert document["kind"] in kuberay_schemas
-    assert manifests.problems([*CONFIG, document], kuberay_schemas) == []
+    assert document["kind"] in KUBERAY
+    assert manifests.problems([*CONFIG, document], KUBERAY) == []
 
 
 def spec(document: Manifest) -> Any:
@@ -92,38 +78,30 @@ BROKEN: dict[str, Case] = {
     "no such file": (BUILD, put(spec, entrypoint="teacher-cache build /config/a.yaml"), "no file /config/a.yaml"),
     "token without version": (CLUSTER, lambda cluster: spec(cluster).pop("rayVersion"), "needs rayVersion"),
     "name too long": (BUILD, lambda job: job["metadata"].update(name="b" * 48), "too long"),
-}
-BROKEN_FOR_KUBERAY: dict[str, Case] = {
-    "misspelt field": (BUILD, put(spec, shutdownAfterJobFinish=True), "shutdownAfterJobFinish"),
-    "wrong type": (CLUSTER, put(spec, enableInTreeAutoscaling="yes"), "'yes' is not of type 'boolean'"),
-    "missing field": (CLUSTER, lambda cluster: spec(cluster).pop("headGroupSpec"), "'headGroupSpec' is a required"),
+    "field misspelt for KubeRay": (BUILD, put(spec, shutdownAfterJobFinish=True), "shutdownAfterJobFinish"),
+    "wrong type for KubeRay": (CLUSTER, put(spec, enableInTreeAutoscaling="yes"), "'yes' is not of type 'boolean'"),
+    "missing group": (CLUSTER, lambda cluster: spec(cluster).pop("headGroupSpec"), "'headGroupSpec' is a required"),
     "unknown mode": (CLUSTER, put(spec, authOptions={"mode": "password"}), "'password' is not one of"),
     "parameter that is no text": (BUILD, put(worker, rayStartParams={"num-cpus": 0}), "0 is not of type 'string'"),
 }
 
 
-def broken(document: Manifest, damage: Damage, schemas: Schemas) -> str:
+def broken(document: Manifest, damage: Damage) -> str:
     """What is found in a damaged copy."""
     damaged = copy.deepcopy(document)
     damage(damaged)
-    return "\n".join(manifests.problems([*CONFIG, damaged], schemas))
+    return "\n".join(manifests.problems([*CONFIG, damaged], KUBERAY))
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_manifests_are_refused(name):
     document, damage, message = BROKEN[name]
-    assert message in broken(document, damage, {})
-
-
-@pytest.mark.parametrize("name", BROKEN_FOR_KUBERAY)
-def test_kuberay_refuses_broken_manifests(name, kuberay_schemas):
-    document, damage, message = BROKEN_FOR_KUBERAY[name]
-    assert message in broken(document, damage, kuberay_schemas)
+    assert message in broken(document, damage)
 
 
 def test_a_misspelt_field_of_a_config_map_is_refused():
     config = [document | {"dataa": {}} if document["kind"] == "ConfigMap" else document for document in CONFIG]
-    assert "dataa" in "\n".join(manifests.problems([*config, BUILD], {}))
+    assert "dataa" in "\n".join(manifests.problems([*config, BUILD], KUBERAY))
 
 
 @pytest.mark.parametrize("job", [BUILD, STUDENTS], ids=["build", "students"])
