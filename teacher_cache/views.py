@@ -92,10 +92,9 @@ def build_view(job: Job, view: int) -> Built:
             if receipt.error:
                 failed.add(receipt.unit)
             elif receipt.is_new:
-                shard = receipt.shard
-                _commit(job, view, shard)
+                _commit(job, view, receipt.shard)
                 num_units += 1
-                num_tokens += shard.num_tokens
+                num_tokens += receipt.shard.num_tokens
                 teacher_s += receipt.teacher_s
     except BaseException as stop:
         with contextlib.suppress(UserError):  # what is under way ends with this call, and is no failed attempt
@@ -143,7 +142,7 @@ def _watched(job: Job, view: int, pending: Sequence[int]) -> Iterator[Receipt]:
             if receipt.error:
                 metrics.failed()
             else:
-                metrics.committed(receipt.shard, is_new=receipt.is_new)
+                metrics.committed(receipt.shard, is_new=receipt.is_new, teacher_s=receipt.teacher_s)
                 num_bytes += receipt.shard.num_bytes
                 bar.update(receipt.shard.num_tokens)
                 bar.set_postfix_str(f"{num_bytes / 2**20:.1f} MiB written")
