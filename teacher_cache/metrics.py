@@ -34,7 +34,7 @@ class BuildMetrics:
         self._num_committed += 1
         self._metrics.record({"teacher_cache_view_units_committed": self._num_committed})
         if is_new:
-            self._metrics.record({"teacher_cache_teacher_seconds_total": teacher_s, **shard_figures(shard)})
+            self._metrics.record(shard_figures(shard) | {"teacher_cache_teacher_seconds_total": teacher_s})
 
 
 def shard_figures(shard: Shard) -> dict[str, float]:
