@@ -40,7 +40,6 @@ class BuildMetrics:
 def shard_figures(shard: Shard) -> dict[str, float]:
     return {
         "teacher_cache_units_total": 1,
-        "teacher_cache_teacher_seconds_total": "For how long teachers were asked about them",
         "teacher_cache_tokens_total": shard.num_tokens,
         "teacher_cache_kept_positions_total": shard.num_kept,
         "teacher_cache_written_bytes_total": shard.num_bytes,

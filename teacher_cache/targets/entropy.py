@@ -136,7 +136,7 @@ def with_word(state: np.uint32, word: np.uint16) -> np.uint32:
 
 
 @numba.njit(nogil=True, cache=True)
-def is_full(state: np.uint32, entry: np.uint32) -> bool:
+def is_full(state: np.uint32, entry: np.uint32) -> np.bool:
     """Compiled: whether a lane must give a word away before it takes the symbol of an entry of `Tables.entries`."""
     return state >= entry >> np.uint32(16) << np.uint32(32 - PRECISION)
 
