@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from teacher_cache.config import CacheSpec
 from teacher_cache.corpus.files import CorpusFile
-from teacher_cache.format import codebook, manifest, sequences, token_counts
+from teacher_cache.format import codebook, manifest, sequences, teacher_files, token_counts
 from teacher_cache.format import spec as spec_file
 from teacher_cache.format.coder import Coder
 from teacher_cache.format.manifest import Digests, Shard
@@ -32,7 +32,7 @@ from teacher_cache.storage.store import Store
 from teacher_cache.teacher import LoadedTeacher, tokenizer_sha256
 from teacher_cache.units import vocabulary_of
 
-MANIFEST_UNITS = 1024
+MANIFEST_UNITS, NO_VIEW = 1024, 90_000
 """Of a made-up manifest that is weighed."""
 NO_DIGEST = "0" * 64
 """Stands where a build writes a digest: plans read neither all of a corpus nor save a teacher."""
@@ -124,9 +124,9 @@ def _try(
         encoded, encode_s = asker.encode(answers, views, coder)
         head_position_s = asker.head_s()
         bar.update()
-    made = enumerate(zip(answers, encoded, views, strict=True))
+    made = enumerate(zip(answers, encoded, strict=True))
     return Tried(
-        shards=[put_shard(store, rows, data, view=view, unit=unit) for unit, (rows, data, view) in made],
+        shards=[put_shard(store, rows, data, view=0, unit=unit) for unit, (rows, data) in made],
         coder=coder,
         device=torch.cuda.get_device_name() if on_gpu else f"CPU, {spec.execution.cpus_per_worker} thread(s)",
         num_padded_tokens=sum(_padded(unit, spec) for unit in units),
@@ -196,23 +196,27 @@ def _rates(
     """Of what lies in the folder by now, and of commits and a manifest."""
     for shard in tried.shards:
         manifest.commit(store, 0, shard, identity.fingerprint)
-    empty, full = (_manifest_bytes(store, tried.shards[0], num_units, identity) for num_units in (0, MANIFEST_UNITS))
+    one, many = (_manifest_bytes(store, tried.shards[0], num_units, identity) for num_units in (1, MANIFEST_UNITS))
+    manifest_unit = (many - one) / (MANIFEST_UNITS - 1)
     labels, hidden = _file_rates(store, tried.shards, encode_unit([], identity, tried.coder, view=0, unit=0))
-    teacher_bytes, num_teacher_objects = _weigh(store, "teacher")
+    sequence_parts = sum(part.ref.num_bytes for part in corpus.parts)
+    sequences_manifest, counts_bytes = _weigh(store, sequences.MANIFEST_KEY), _weigh(store, token_counts.KEY)
+    sequence_commits = _weigh(store, "sequences") - sequence_parts - sequences_manifest - counts_bytes
+    teacher_refs = teacher_files.listed(store)
     return Rates(
         labels=labels,
         hidden=hidden,
-        sequences_token=_weigh(store, "sequences/parts")[0] / corpus.num_tokens,
-        sequences_file=_weigh(store, "sequences/commits")[0] / num_sources,
-        sequences_manifest=_weigh(store, sequences.MANIFEST_KEY)[0],
-        token_counts=_weigh(store, token_counts.KEY)[0],
-        codebook=_weigh(store, codebook.KEY)[0],
-        teacher=teacher_bytes + weights_bytes(loaded),
-        num_teacher_objects=num_teacher_objects + 1,
-        spec=_weigh(store, spec_file.KEY)[0],
-        commit=_weigh(store, "commits")[0] / len(tried.shards),
-        manifest=empty,
-        manifest_unit=(full - empty) / MANIFEST_UNITS,
+        sequences_token=sequence_parts / corpus.num_tokens,
+        sequences_file=sequence_commits / num_sources,
+        sequences_manifest=sequences_manifest,
+        token_counts=counts_bytes,
+        codebook=_weigh(store, codebook.KEY),
+        teacher=_weigh(store, "teacher") + weights_bytes(loaded),
+        num_teacher_objects=len(teacher_refs) + 2,  # weights and manifest
+        spec=_weigh(store, spec_file.KEY),
+        commit=_weigh(store, manifest.commits_folder(0)) / len(tried.shards),
+        manifest=one - manifest_unit,
+        manifest_unit=manifest_unit,
     )
 
 
@@ -242,18 +246,18 @@ def _file_rates(
 
 
 def _manifest_bytes(store: Store, like: Shard, num_units: int, identity: Identity) -> int:
-    """Of the manifest of a view with units like one, but for their digests."""
-    draw = np.random.default_rng(0)
-    columns = {}
-    for name, values in columns_of(0, [like] if like.unit == 0 else [replace(like, unit=0)]).items():
-        if name.endswith("sha256"):
-            columns[name] = draw.integers(0, 256, (num_units, 32), dtype=np.uint8)
-        else:
-            columns[name] = (values[0] * draw.uniform(0.95, 1.05, num_units)).astype(np.int64)
+    """Of the manifest of a view with so many units like one, but for their digests; the view is not one to come."""
+    view, draw = NO_VIEW + num_units, np.random.default_rng(0)
+    columns = {
+        name: draw.integers(0, 256, (num_units, 32), dtype=np.uint8)
+        if name.endswith("sha256")
+        else (values[0] * draw.uniform(0.95, 1.05, num_units)).astype(np.int64)
+        for name, values in columns_of(0, [like]).items()
+    }
     digests = Digests(spec=NO_DIGEST, teacher=NO_DIGEST, sequences=NO_DIGEST, codebook=NO_DIGEST)
-    shards = Shards(view=num_units, columns=columns)
+    shards = Shards(view=view, columns=columns)
     manifest.create(store, shards, generation=0, fingerprint=identity.fingerprint, digests=digests)
-    return _weigh(store, manifest.manifest_key(num_units, 0))[0]
+    return _weigh(store, manifest.manifest_key(view, 0))
 
 
 def weights_bytes(loaded: LoadedTeacher) -> int:
@@ -267,8 +271,8 @@ def weights_bytes(loaded: LoadedTeacher) -> int:
     return size + len(json.dumps(listed, separators=(",", ":")))
 
 
-def _weigh(store: Store, key: str) -> tuple[int, int]:
-    """Bytes and number of the objects at a key or below it."""
+def _weigh(store: Store, key: str) -> int:
+    """Bytes of the object at a key, or of those below it; 0 where there is none."""
     path = Path(store.path(key))
     files = [path] if path.is_file() else [below for below in path.rglob("*") if below.is_file()]
-    return sum(file.stat().st_size for file in files), len(files)
+    return sum(file.stat().st_size for file in files)
