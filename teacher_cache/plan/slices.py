@@ -1,14 +1,16 @@
 """An even spread of slices of a large corpus, as small local files that the corpus code reads like any other."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 
 from teacher_cache.corpus.documents import PARQUET_ROWS
 from teacher_cache.corpus.streams import CHUNK_BYTES, open_seekable, open_stored, split_compression, store_errors
@@ -16,7 +18,12 @@ from teacher_cache.corpus.streams import CHUNK_BYTES, open_seekable, open_stored
 NUM_SLICES = 32
 SLICE_BYTES = 2**20
 """As stored, compressed or not."""
-_READ_BYTES = 4096
+_FED_BYTES = 4096
+_DECODERS: dict[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
+    "zstd": lambda: zstandard.ZstdDecompressor().decompressobj(),
+}
+"""Unlike Arrow's decoder, these give what there is of a file cut short."""
 _SEPARATORS = {"text": b" ", "text_file": b" ", "jsonl": b"\n"}
 """Where a slice may begin and end."""
 
@@ -92,28 +99,30 @@ def _around(file: StoredFile, offsets: Sequence[int]) -> Read:
 def _from_the_beginning(file: StoredFile, num_slices: int, codec: str) -> Read:
     with store_errors(file.url), open_stored(file.url) as opened:
         stored = opened.read(num_slices * SLICE_BYTES)
-    is_whole = len(stored) == file.num_bytes
-    with store_errors(file.url):
-        text = decompressed(stored, codec, is_whole=is_whole)
+        text, num_bytes = decompressed(stored, codec)
     stops = [len(text) * number // num_slices for number in range(num_slices + 1)]
+    is_whole = len(stored) == file.num_bytes
     for number, (start, stop) in enumerate(pairwise(stops)):
-        yield text[start:stop], len(stored) / num_slices, number == 0, is_whole and number == num_slices - 1
+        yield text[start:stop], num_bytes / num_slices, number == 0, is_whole and number == num_slices - 1
 
 
-def decompressed(stored: bytes, codec: str, *, is_whole: bool) -> bytes:
-    """What the first bytes of a compressed file hold.
+def decompressed(stored: bytes, codec: str) -> tuple[bytes, int]:
+    """What the first bytes of a compressed file hold, and how many of them hold it: what follows is a block cut short.
 
     Raises:
-        OSError: nothing can be read, or not all of a whole file.
+        zlib.error, ZstdError: they are no such data.
     """
-    parts = []
-    with pa.CompressedInputStream(pa.BufferReader(stored), codec) as stream:
-        with contextlib.nullcontext() if is_whole else contextlib.suppress(OSError):  # Arrow's of a file cut short
-            while part := stream.read(_READ_BYTES):
+    decoder, parts, used = _DECODERS[codec](), [], 0
+    for start in range(0, len(stored), _FED_BYTES):
+        data = stored[start : start + _FED_BYTES]
+        while data:
+            if part := decoder.decompress(data):
                 parts.append(part)
-    if not parts:
-        raise OSError(f"its first {len(stored):,} bytes are no {codec} data")
-    return b"".join(parts)
+                used = min(len(stored), start + _FED_BYTES)
+            data = decoder.unused_data if decoder.eof else b""
+            if decoder.eof:
+                decoder = _DECODERS[codec]()  # a file may be several, one after the other
+    return b"".join(parts), used
 
 
 def without_ends(data: bytes, separator: bytes, *, is_first: bool, is_last: bool) -> bytes:

@@ -25,9 +25,11 @@ CASES: dict[str, dict[str, Any]] = {
         "soft_labels": {"code": "float32", "top_k": 4},
         "hidden": {"code": "float16", "layers": [2, -1]},
         "views": 2,
+        "unit_sequences": 64,
     },
-    "no hidden states, tiny units, packed": {
+    "no hidden states, small units, packed": {
         "hidden": {"code": "none"},
+        "unit_sequences": 32,
         "corpus": {"sequence_length": 24, "packing": "full"},
     },
 }
@@ -37,7 +39,7 @@ def spec_of(folder: Path, case: str) -> CacheSpec:
     changes = dict(CASES[case])
     if corpus := changes.pop("corpus", None):
         changes["corpus"] = corpus | {"paths": [str(folder / "cache.txt")]}
-    return caches.make_spec(folder / "cache", num_documents=1500, **changes)
+    return caches.make_spec(folder / "cache", num_documents=600, **changes)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -87,8 +89,10 @@ class TestAgainstABuild:
 
 @pytest.fixture
 def config(tmp_path: Path) -> str:
+    """Without a codebook, which takes longest."""
+    codes: dict[str, Any] = {"soft_labels": {"code": "float32"}, "hidden": {"code": "float16"}}
     path = tmp_path / "cache.yaml"
-    path.write_text(yaml.safe_dump(to_dict(caches.make_spec(tmp_path / "cache", num_documents=200))))
+    path.write_text(yaml.safe_dump(to_dict(caches.make_spec(tmp_path / "cache", num_documents=200, **codes))))
     return str(path)
 
 
@@ -101,7 +105,7 @@ def told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, 
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    assert main(["plan", *arguments]) == 2
+    assert main(["plan", *arguments, "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")
@@ -172,7 +176,10 @@ class TestCommand:
             (["corpus.sequence_length=1000"], f"the teacher has {families.MAX_LENGTH} positions"),
             (["soft_labels.top_k=1000"], f"the teacher's vocabulary has {families.VOCAB_SIZE} tokens"),
             (["hidden.layers=[9]"], "hidden.layers names 9, the teacher has layers 0 to 4"),
-            (["keep={masked: 0, unmasked: 1e-9}"], "no position of the sampled sequences is kept"),
+            (
+                ["keep={masked: 0, unmasked: 1e-9}", "soft_labels.code=packed"],
+                "no position of the sampled sequences is kept",
+            ),
         ],
     )
     def test_what_a_build_would_refuse(

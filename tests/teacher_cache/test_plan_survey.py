@@ -22,7 +22,7 @@ SLICE_BYTES = 1024
 TOKENIZER = families.make_tokenizer()
 
 
-def documents(seed: int, number: int = 400) -> list[str]:
+def documents(seed: int, number: int = 200) -> list[str]:
     """Of very unlike lengths, of short and of long words."""
     draw = random.Random(seed)
     by_length = sorted(families.WORDS, key=len)
@@ -37,16 +37,17 @@ def write(folder: Path, kind: str, seed: int) -> Path:
     """A corpus file of one of the kinds that are known."""
     found, path = documents(seed), folder / f"{seed:03}.{kind}"
     if kind == "parquet":
-        pq.write_table(pa.table({"text": found}), path, row_group_size=50)
+        pq.write_table(pa.table({"text": found}), path, row_group_size=10)
         return path
     lines = [json.dumps({"text": text}) for text in found] if kind.startswith("jsonl") else ["\n\n".join(found)]
-    data = ("\n".join(lines) + "\n").encode()
-    if kind.endswith(".gz"):
-        data = gzip.compress(data)
-    elif kind.endswith(".zst"):
-        data = zstandard.compress(data)
-    path.write_bytes(data)
+    path.write_bytes(stored(("\n".join(lines) + "\n").encode(), kind))
     return path
+
+
+def stored(data: bytes, kind: str) -> bytes:
+    """Compressed as the name says, in frames of 500 bytes: a slice here is smaller than a usual block."""
+    compress = {"gz": gzip.compress, "zst": zstandard.compress}.get(kind.split(".")[-1], bytes)
+    return b"".join(compress(data[start : start + 500]) for start in range(0, len(data), 500))
 
 
 def surveyed(paths: Any, *, is_sampled: bool, **changes: Any) -> Survey:
@@ -57,6 +58,7 @@ def surveyed(paths: Any, *, is_sampled: bool, **changes: Any) -> Survey:
 @pytest.fixture(autouse=True)
 def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slices, "SLICE_BYTES", SLICE_BYTES)
+    monkeypatch.setattr(slices, "_FED_BYTES", 64)
 
 
 class TestCounting:
@@ -100,14 +102,14 @@ class TestSampling:
         assert found.num_sequences == pytest.approx(true.num_sequences, rel=0.15)
 
     def test_the_error_is_of_95_percent(self, tmp_path: Path) -> None:
-        """Of 40 corpora, 4 or fewer lie outside: more come by chance once in 20 such tests."""
+        """Of 25 corpora, 3 or fewer lie outside: more come by chance once in 30 such tests."""
         outside = 0
-        for corpus in range(40):
+        for corpus in range(25):
             paths = [write(tmp_path, "txt", 10 * corpus + seed) for seed in range(4)]
             true, found = (surveyed(paths, is_sampled=sampled) for sampled in (False, True))
             assert found.relative_error is not None
             outside += abs(found.num_tokens / true.num_tokens - 1) > found.relative_error
-        assert outside <= 4
+        assert outside <= 3
 
     def test_the_beginning_of_one_file_tells_no_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(slices, "NUM_SLICES", 1)
@@ -137,13 +139,17 @@ class TestPieces:
         assert without_ends(data, b"\n", is_first=False, is_last=False) == b"line 2\n"
         assert without_ends(data, b"\n", is_first=True, is_last=True) == data
 
-    @pytest.mark.parametrize("codec", ["gzip", "zstd"])
-    def test_the_beginning_of_a_compressed_file_is_read(self, codec: str) -> None:
-        text = "\n".join(documents(0)).encode()
-        stored = gzip.compress(text) if codec == "gzip" else zstandard.compress(text)
-        assert decompressed(stored, codec, is_whole=True) == text
-        with pytest.raises(OSError, match=""):
-            decompressed(stored[:-9], codec, is_whole=True)
+    @pytest.mark.parametrize(("codec", "kind"), [("gzip", "gz"), ("zstd", "zst")])
+    def test_the_beginning_of_a_compressed_file_is_read(self, codec: str, kind: str) -> None:
+        """Of the last frame, cut short, as much as is understood."""
+        text = "\n".join(documents(0)).encode()[:5000]
+        whole = stored(text, kind)
+        found, used = decompressed(whole, codec)
+        assert found == text
+        assert len(whole) - 64 <= used <= len(whole)
+        found, used = decompressed(whole[: len(whole) // 2], codec)
+        assert text.startswith(found)
+        assert len(found) / len(text) == pytest.approx(used / len(whole), rel=0.15)
 
 
 class TestRatioError:
