@@ -22,21 +22,7 @@ from teacher_cache.plan.costs import (
 )
 from teacher_cache.plan.rehearsal import Rehearsal, rehearse
 from teacher_cache.plan.sizes import Counts, Sizes, num_objects, reading, sizes
-from teacher_cache.plan.survey import Survey, survey
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusFigures:
-    num_files: int
-    num_stored_bytes: int
-    num_documents: int
-    num_sequences: int
-    num_tokens: int
-    """[CLS] and [SEP] included."""
-    relative_error: float | None
-    """Of `num_tokens`, see `Survey`; None too where the number was given."""
-    is_counted: bool
-    """All of it was tokenised."""
+from teacher_cache.plan.survey import CorpusFigures, survey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,33 +90,20 @@ def plan(
     loaded = load_teacher(spec)
     load_s = time.perf_counter() - start
     found = survey(spec.corpus, loaded.tokenizer, progress=progress)
-    is_counted = found.relative_error == 0
     if num_tokens is not None:
-        found, is_counted = replace(found.standing_for(num_tokens), relative_error=None), False
+        found = found.standing_for(num_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        tried = rehearse(spec, loaded, load_s, found, Path(folder), progress=progress)
+        tried = rehearse(spec, loaded, found, Path(folder), load_s=load_s, progress=progress)
     if teacher_tokens_per_s is not None:
         tried = replace(tried, times=at_speed(tried.counts, tried.times, teacher_tokens_per_s))
     return _figures(
         spec,
-        _corpus_figures(found, is_counted),
+        found.figures,
         tried,
         prices,
         hidden_size=loaded.model.config.hidden_size,
         has_last_states=bool({-1, loaded.model.config.num_hidden_layers} & set(spec.hidden.stored_layers)),
         is_speed_given=teacher_tokens_per_s is not None,
-    )
-
-
-def _corpus_figures(found: Survey, is_counted: bool) -> CorpusFigures:
-    return CorpusFigures(
-        num_files=len(found.files),
-        num_stored_bytes=sum(file.num_bytes for file in found.files),
-        num_documents=found.num_documents,
-        num_sequences=found.num_sequences,
-        num_tokens=found.num_tokens,
-        relative_error=found.relative_error,
-        is_counted=is_counted,
     )
 
 

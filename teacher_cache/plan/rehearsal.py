@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from teacher_cache.config import CacheSpec
+from teacher_cache.config import CacheSpec, ExecutionConfig
 from teacher_cache.corpus.files import CorpusFile
 from teacher_cache.format import codebook, manifest, sequences, teacher_files, token_counts
 from teacher_cache.format import spec as spec_file
@@ -66,7 +66,7 @@ class Rehearsal:
 
 
 def rehearse(
-    spec: CacheSpec, loaded: LoadedTeacher, load_s: float, survey: Survey, folder: Path, *, progress: bool
+    spec: CacheSpec, loaded: LoadedTeacher, survey: Survey, folder: Path, *, load_s: float, progress: bool
 ) -> Rehearsal:
     """Makes everything of a cache but its teacher's weights in `folder`, with a sample of its shards.
 
@@ -128,7 +128,7 @@ def _try(
     return Tried(
         shards=[put_shard(store, rows, data, view=0, unit=unit) for unit, (rows, data) in made],
         coder=coder,
-        device=torch.cuda.get_device_name() if on_gpu else f"CPU, {spec.execution.cpus_per_worker} thread(s)",
+        device=torch.cuda.get_device_name() if on_gpu else _cpu(spec.execution),
         num_padded_tokens=sum(_padded(unit, spec) for unit in units),
         ask_s=ask_s,
         encode_s=encode_s,
@@ -137,17 +137,23 @@ def _try(
     )
 
 
+def _cpu(execution: ExecutionConfig) -> str:
+    name = f"CPU with {execution.cpus_per_worker} thread(s)"
+    return f"{name}, for want of the GPU that is asked for" if execution.gpus_per_worker else name
+
+
 def _counts(spec: CacheSpec, survey: Survey, stored: Sequence[StoredSequence], shares: MaskedShares) -> Counts:
-    scale = survey.num_tokens / sum(len(sequence.input_ids) for sequence in stored)
+    figures = survey.figures
+    scale = figures.num_tokens / sum(len(sequence.input_ids) for sequence in stored)
     return Counts(
-        num_files=len(survey.files),
+        num_files=figures.num_files,
         num_views=spec.views,
         unit_sequences=spec.unit_sequences,
-        num_sequences=survey.num_sequences,
-        num_tokens=survey.num_tokens,
+        num_sequences=figures.num_sequences,
+        num_tokens=figures.num_tokens,
         num_padded_tokens=round(scale * _padded(stored, spec)),
-        num_labels=survey.num_tokens * shares.labels,
-        num_kept=survey.num_tokens * shares.kept,
+        num_labels=figures.num_tokens * shares.labels,
+        num_kept=figures.num_tokens * shares.kept,
     )
 
 

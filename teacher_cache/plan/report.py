@@ -61,13 +61,19 @@ def _sizes(plan: dict[str, Any]) -> str:
 
 
 def _time(plan: dict[str, Any]) -> dict[str, str]:
-    done, how = plan["work"], "as given" if plan["is_speed_given"] else f"on {plan['device']}"
+    done, how = plan["work"], _measured_on(plan)
     parts = ", ".join(f"{name} {hours(done[f'{name}_s'])}" for name in ("teacher", "encode", "codebook"))
     return {
         "one worker": f"{plan['tokens_per_s']:,.0f} tokens/s, {how}",
         "device time": f"{hours(plan['build_s'])}: {parts}",
         "wall-clock": f"{hours(plan['wall_s'])} with {plan['num_workers']} worker(s), tokenising and start included",
     }
+
+
+def _measured_on(plan: dict[str, Any]) -> str:
+    if plan["is_speed_given"]:
+        return "as given"
+    return f"measured here over {plan['num_sample_tokens']:,} tokens on a {plan['device']}"
 
 
 def _price(plan: dict[str, Any]) -> dict[str, str]:

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from fsspec.core import url_to_fs
 
 from teacher_cache.corpus.documents import PARQUET_ROWS
-from teacher_cache.corpus.streams import CHUNK_BYTES, open_seekable, open_stored, split_compression, store_errors
+from teacher_cache.corpus.streams import CHUNK_BYTES, open_seekable, split_compression, store_errors
 
 NUM_SLICES = 32
 SLICE_BYTES = 2**20
@@ -90,20 +91,24 @@ Read = Iterator[tuple[bytes, float, bool, bool]]
 def _around(file: StoredFile, offsets: Sequence[int]) -> Read:
     for offset in offsets:
         start, stop = max(0, offset - SLICE_BYTES // 2), min(file.num_bytes, offset + SLICE_BYTES // 2)
-        with store_errors(file.url), open_stored(file.url) as opened:
-            opened.seek(start)
-            data = opened.read(stop - start)
+        data = _range(file, start, stop)
         yield data, len(data), start == 0, stop == file.num_bytes
 
 
 def _from_the_beginning(file: StoredFile, num_slices: int, codec: str) -> Read:
-    with store_errors(file.url), open_stored(file.url) as opened:
-        stored = opened.read(num_slices * SLICE_BYTES)
+    stored = _range(file, 0, min(file.num_bytes, num_slices * SLICE_BYTES))
+    with store_errors(file.url):
         text, num_bytes = decompressed(stored, codec)
     stops = [len(text) * number // num_slices for number in range(num_slices + 1)]
     is_whole = len(stored) == file.num_bytes
     for number, (start, stop) in enumerate(pairwise(stops)):
         yield text[start:stop], num_bytes / num_slices, number == 0, is_whole and number == num_slices - 1
+
+
+def _range(file: StoredFile, start: int, stop: int) -> bytes:
+    with store_errors(file.url):
+        filesystem, path = url_to_fs(file.url)
+        return bytes(filesystem.cat_file(path, start=start, end=stop))  # an open file would read ahead
 
 
 def decompressed(stored: bytes, codec: str) -> tuple[bytes, int]:

@@ -41,31 +41,46 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
-    """Counts of a whole corpus, and what was tokenised for them."""
+class CorpusFigures:
+    """Of a whole corpus."""
 
-    files: Sequence[StoredFile]
+    num_files: int
+    num_stored_bytes: int
+    """Compressed or not."""
     num_documents: int
     num_sequences: int
     num_tokens: int
     """[CLS] and [SEP] included."""
+    is_counted: bool
+    """All of it was tokenised."""
     relative_error: float | None
-    """Of `num_tokens`: half of its 95 % interval, as a share. 0 where all was counted; None where there is a single
-    slice, which tells nothing of others."""
+    """Of `num_tokens`: half of its 95 % interval, as a share; None where nothing tells it: of a single slice, or of a
+    given number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """A corpus as it was found."""
+
+    figures: CorpusFigures
+    files: Sequence[StoredFile]
+    sources: Sequence[Source]
+    """What was tokenised; those with text."""
     tokenise_s: float
     """Of one process for all files."""
-    sources: Sequence[Source]
 
     def standing_for(self, num_tokens: int) -> "Survey":
         """The survey of a corpus of so many tokens, of which this one is a sample."""
-        share = num_tokens / self.num_tokens
-        return replace(
-            self,
-            num_documents=round(self.num_documents * share),
-            num_sequences=round(self.num_sequences * share),
+        share = num_tokens / self.figures.num_tokens
+        figures = replace(
+            self.figures,
+            num_documents=round(self.figures.num_documents * share),
+            num_sequences=max(1, round(self.figures.num_sequences * share)),
             num_tokens=num_tokens,
-            tokenise_s=self.tokenise_s * share,
+            is_counted=False,
+            relative_error=None,
         )
+        return replace(self, figures=figures, tokenise_s=self.tokenise_s * share)
 
 
 def survey(
@@ -85,20 +100,26 @@ def survey(
     is_counted = num_bytes <= counted_bytes
     found = _whole(files, corpus, tokenizer) if is_counted else _sliced(files, corpus, tokenizer)
     total = len(files) if is_counted else None
-    shown = tqdm(found, "tokenising", total, unit=" parts", disable=not progress)
-    sources = [source for source in shown if source.sequences]
-    if not sources:
+    sources = list(tqdm(found, "tokenising", total, unit=" parts", disable=not progress))
+    if not any(source.sequences for source in sources):
         raise UserError(_no_text(files, is_counted))
-    scale = 1.0 if is_counted else num_bytes / sum(source.num_bytes for source in sources)
+    read = [source.num_bytes for source in sources]
+    scale = 1.0 if is_counted else num_bytes / sum(read)
     tokens = [source.num_tokens for source in sources]
-    return Survey(
-        files=files,
+    figures = CorpusFigures(
+        num_files=len(files),
+        num_stored_bytes=num_bytes,
         num_documents=round(scale * sum(source.num_documents for source in sources)),
         num_sequences=round(scale * sum(len(source.sequences) for source in sources)),
         num_tokens=round(scale * sum(tokens)),
-        relative_error=0.0 if is_counted else ratio_error(tokens, [s.num_bytes for s in sources], num_bytes),
+        is_counted=is_counted,
+        relative_error=0.0 if is_counted else ratio_error(tokens, read, num_bytes),
+    )
+    return Survey(
+        figures=figures,
+        files=files,
+        sources=[source for source in sources if source.sequences],
         tokenise_s=scale * sum(source.seconds for source in sources),
-        sources=sources,
     )
 
 

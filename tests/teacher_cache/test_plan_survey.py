@@ -66,15 +66,18 @@ class TestCounting:
         path = tmp_path / "a.txt"
         path.write_text("the cat sat\n\nthe dog ran fell\n")
         found = surveyed([path], is_sampled=False)
-        assert (found.num_documents, found.num_sequences, found.num_tokens) == (2, 2, 3 + 4 + 2 * 2)
-        assert found.relative_error == 0
+        figures = found.figures
+        assert (figures.num_documents, figures.num_sequences, figures.num_tokens) == (2, 2, 3 + 4 + 2 * 2)
+        assert (figures.is_counted, figures.relative_error) == (True, 0)
+        assert (figures.num_files, figures.num_stored_bytes) == (1, path.stat().st_size)
         assert found.files == [StoredFile(url=str(path), format="text", num_bytes=path.stat().st_size)]
 
     def test_it_may_stand_for_a_larger_one(self, tmp_path: Path) -> None:
         found = surveyed([write(tmp_path, "txt", 0)], is_sampled=False)
-        larger = found.standing_for(10 * found.num_tokens)
-        assert larger.num_tokens == 10 * found.num_tokens
-        assert larger.num_sequences == 10 * found.num_sequences
+        larger = found.standing_for(10 * found.figures.num_tokens)
+        assert larger.figures.num_tokens == 10 * found.figures.num_tokens
+        assert larger.figures.num_sequences == 10 * found.figures.num_sequences
+        assert (larger.figures.is_counted, larger.figures.relative_error) == (False, None)
         assert larger.tokenise_s == pytest.approx(10 * found.tokenise_s)
 
     @pytest.mark.parametrize("is_sampled", [False, True])
@@ -94,8 +97,9 @@ class TestSampling:
     @pytest.mark.parametrize("packing", ["documents", "full"])
     def test_counts_lie_within_the_stated_error(self, kind: str, packing: str, tmp_path: Path) -> None:
         paths = [write(tmp_path, kind, seed) for seed in range(8)]
-        true, found = (surveyed(paths, is_sampled=sampled, packing=packing) for sampled in (False, True))
-        assert sum(source.num_tokens for source in found.sources) < 0.7 * true.num_tokens
+        whole, sampled = (surveyed(paths, is_sampled=sampled, packing=packing) for sampled in (False, True))
+        true, found = whole.figures, sampled.figures
+        assert sum(source.num_tokens for source in sampled.sources) < 0.7 * true.num_tokens
         assert found.relative_error is not None
         assert 0 < found.relative_error < 0.25
         assert abs(found.num_tokens / true.num_tokens - 1) <= found.relative_error
@@ -106,14 +110,14 @@ class TestSampling:
         outside = 0
         for corpus in range(25):
             paths = [write(tmp_path, "txt", 10 * corpus + seed) for seed in range(4)]
-            true, found = (surveyed(paths, is_sampled=sampled) for sampled in (False, True))
+            true, found = (surveyed(paths, is_sampled=sampled).figures for sampled in (False, True))
             assert found.relative_error is not None
             outside += abs(found.num_tokens / true.num_tokens - 1) > found.relative_error
         assert outside <= 3
 
     def test_the_beginning_of_one_file_tells_no_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(slices, "NUM_SLICES", 1)
-        assert surveyed([write(tmp_path, "txt", 0)], is_sampled=True).relative_error is None
+        assert surveyed([write(tmp_path, "txt", 0)], is_sampled=True).figures.relative_error is None
 
     def test_an_error_names_the_file(self, tmp_path: Path) -> None:
         path = write(tmp_path, "jsonl", 0)
