@@ -37,6 +37,8 @@ class Plan:
     num_positions: int
     num_labels: int
     num_kept: int
+    padding_share: float
+    """Of what the teacher computes; longer micro-batches (`execution.batch_tokens`) and unlike sequences have more."""
     sizes: Sizes
     num_bytes: int
     num_objects: int
@@ -131,6 +133,7 @@ def _figures(
         num_positions=counts.num_views * counts.num_tokens,
         num_labels=round(counts.num_views * counts.num_labels),
         num_kept=num_kept,
+        padding_share=1 - counts.num_tokens / counts.num_padded_tokens,
         sizes=parts,
         num_bytes=parts.total,
         num_objects=objects,

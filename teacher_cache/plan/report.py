@@ -47,6 +47,7 @@ def _positions(plan: dict[str, Any]) -> dict[str, str]:
         "views": f"{plan['num_views']}, of {plan['num_units']:,} units each",
         "positions": f"{positions:,} in all views; {_share(plan['num_labels'], positions)} masked, "
         f"{_share(plan['num_kept'], positions)} kept: {plan['num_kept']:,}",
+        "padding": f"{plan['padding_share']:.1%} of what the teacher computes",
     }
 
 
