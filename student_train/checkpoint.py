@@ -4,7 +4,7 @@ It lists digests and sizes of the other files, so a kill at any moment leaves ei
 restart believes.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +32,8 @@ class Progress:
     """Sequences of the epoch's global order that are consumed."""
     seconds: float
     """Training time so far."""
+    manifests: list[list[str]] = field(default_factory=list)
+    """SHA-256 of the manifests read so far, view by view, of each cache. A repair changes some, and not the run."""
 
 
 Tensors = dict[str, torch.Tensor]

@@ -1,4 +1,4 @@
-"""`student-train`: the command line."""
+"""`student-train`: the command line. Each command imports what it works with, so that none waits for another's."""
 
 import argparse
 import sys
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from student_train.config import StudentSpec
 from student_train.report import text
 from teacher_cache.shell import command, settings
 
@@ -28,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
+    from student_train.config import StudentSpec
+
     spec = settings.load(StudentSpec, options.config, options.overrides)
     from student_train.launch import train
 

@@ -47,7 +47,8 @@ class Examined:
 
 def save_batch(store: Store, trainer: Trainer, batch: Batch) -> None:
     """Saves this worker's part of a batch, and on the first worker the parameters."""
-    saved = DivergedBatch(step=trainer.progress.step + 1, epoch=trainer.progress.epoch, sequences=batch.sequences)
+    view = trainer.progress.epoch % trainer.num_views
+    saved = DivergedBatch(step=trainer.progress.step + 1, view=view, sequences=batch.sequences)
     write_records(store, f"{DIVERGED_PREFIX}/worker-{trainer.rank.index}.json", [saved])
     if trainer.rank.index == 0:
         store.replace(MODEL_KEY, save(model_tensors(trainer.modules)))
@@ -96,9 +97,8 @@ def render(found: dict[str, Any]) -> str:
 
 
 def _rows(trainer: Trainer, saved: DivergedBatch) -> list[Row]:
-    view = saved.epoch % trainer.num_views
-    pairs = [_pair(trainer.caches, view, source, sequence_id) for source, sequence_id in saved.sequences]
-    return trainer.reader(view).rows_at(np.array(pairs, np.int64).reshape(-1, 2))
+    pairs = [_pair(trainer.caches, saved.view, source, sequence_id) for source, sequence_id in saved.sequences]
+    return trainer.reader(saved.view).rows_at(np.array(pairs, np.int64).reshape(-1, 2))
 
 
 def _pair(caches: list[Cache], view: int, source: int, sequence_id: int) -> tuple[int, int]:

@@ -119,6 +119,11 @@ class Trainer:
         return progress.epoch * self.num_epoch_sequences + progress.sequences
 
     @property
+    def num_epochs(self) -> int:
+        """Of the whole run; the last may be cut short."""
+        return -(-self.num_steps // -(-self.num_epoch_sequences // self.spec.batch_sequences))
+
+    @property
     def views_read(self) -> list[int]:
         """Views of which the run has read so far."""
         epochs = self.progress.epoch + (self.progress.sequences > 0)
@@ -127,7 +132,9 @@ class Trainer:
     def save(self, store: Store) -> None:
         """Writes a checkpoint on the first worker; the others wait."""
         if self.rank.index == 0:
-            checkpoint.save_checkpoint(store, self.progress, self.modules, self.optimizer)
+            manifests = [[cache.manifest(view).sha256 for view in self.views_read] for cache in self.caches]
+            progress = dataclasses.replace(self.progress, manifests=manifests)
+            checkpoint.save_checkpoint(store, progress, self.modules, self.optimizer)
         self.rank.barrier()
 
     def train(

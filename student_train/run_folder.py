@@ -76,6 +76,7 @@ class CacheDescription:
     teacher: str
     """The teacher's name, as the cache's builder gave it."""
     num_views: int
+    """That the run reads in turn: those that were sealed when it began."""
     num_sequences: int
     num_tokens: int
     num_kept: int
@@ -129,7 +130,7 @@ class DivergedBatch:
 
     step: int
     """The step that could not be made."""
-    epoch: int
+    view: int
     sequences: list[tuple[int, int]]
     """Which of the caches, and the sequence's id there."""
 

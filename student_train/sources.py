@@ -51,14 +51,23 @@ def _check_targets(cache: Cache, spec: StudentSpec) -> None:
         check_stored(spec.loss.temperature, stored.temperatures)
 
 
-def describe(cache: Cache) -> CacheDescription:
-    """What a run's records say of a cache."""
+def views_line(caches: Sequence[Cache], *, num_views: int, num_epochs: int) -> str:
+    """Which sealed views a run reads, for a person; `num_views` were sealed when it began."""
+    num_sealed = min(cache.num_views for cache in caches)
+    line = f"{num_epochs:,} epoch(s) read {min(num_epochs, num_views)} of {num_sealed} sealed view(s)"
+    if num_views < num_sealed:
+        return f"{line}: those that were sealed when the run began"
+    return f"{line} in turn; the run keeps to these when more are sealed" if num_views < num_epochs else line
+
+
+def describe(cache: Cache, *, num_views: int) -> CacheDescription:
+    """What the records of a run that reads so many views say of a cache."""
     view = cache.manifest(0)
     return CacheDescription(
         url=cache.url,
         fingerprint=cache.fingerprint,
         teacher=str(cache.notes.get("teacher", {}).get("model", "unknown")),
-        num_views=cache.num_views,
+        num_views=num_views,
         num_sequences=view.num_sequences,
         num_tokens=view.num_tokens,
         num_kept=view.num_kept,

@@ -14,7 +14,7 @@ from student_train.loop import DivergedError, Trainer
 from student_train.rank import Rank
 from student_train.run_folder import DIVERGED_PREFIX, HeldOutReport, RunDescription, StepReport, TrainSummary
 from student_train.run_log import RunLog, Show
-from student_train.sources import describe
+from student_train.sources import describe, views_line
 from student_train.tracking import Tracker
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
@@ -58,6 +58,8 @@ def run_worker(
         on_held_out(report)
 
     try:
+        if log:
+            show(views_line(trainer.caches, num_views=trainer.num_views, num_epochs=trainer.num_epochs))
         trainer.train(on_step, on_evaluation)
         elapsed = time.perf_counter() - start
         summary = _summary(trainer, log, (trainer.num_consumed(trainer.progress) - resumed) / elapsed)
@@ -78,7 +80,7 @@ def describe_run(trainer: Trainer) -> RunDescription:
     config, device = trainer.model.config, trainer.device
     return RunDescription(
         spec=to_dict(trainer.spec),
-        caches=[describe(cache) for cache in trainer.caches],
+        caches=[describe(cache, num_views=trainer.num_views) for cache in trainer.caches],
         model_type=config.model_type,
         num_layers=config.num_hidden_layers,
         width=config.hidden_size,

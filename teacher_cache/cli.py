@@ -1,4 +1,4 @@
-"""`teacher-cache`: the command line."""
+"""`teacher-cache`: the command line. Each command imports what it works with, so that none waits for another's."""
 
 import argparse
 import sys
@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from teacher_cache.config import ExecutionConfig
 from teacher_cache.fidelity import NUM_POSITIONS
 from teacher_cache.shell import command, settings
 
+NUM_PATHS_SHOWN = 3
+TARGETS = ("masking", "keep", "soft_labels", "hidden")
 EXECUTION_HELP = "how the work is done, as under `execution` in a configuration: num_workers=2"
 
 
@@ -117,13 +118,14 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _info(options: argparse.Namespace) -> dict[str, Any]:
-    from teacher_cache import inspect
-    from teacher_cache.format.cache import open_cache
+    from teacher_cache.inspect import info
 
-    return inspect.info(open_cache(options.url))
+    return info(options.url)
 
 
 def _extend(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache.config import ExecutionConfig
+
     execution = settings.from_overrides(ExecutionConfig, options.overrides)
     from teacher_cache.pipeline import extend
 
@@ -131,6 +133,8 @@ def _extend(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _verify(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache.config import ExecutionConfig
+
     execution = settings.from_overrides(ExecutionConfig, options.overrides)
     if options.repair:
         from teacher_cache.pipeline import repair
@@ -179,9 +183,16 @@ def _fidelity(options: argparse.Namespace) -> dict[str, Any]:
 
 def _render_info(result: dict[str, Any]) -> str:
     head = {name: result[name] for name in ("cache", "fingerprint", "num_views", "units_committed_in_next_view")}
-    targets = {name: result["spec"][name] for name in ("masking", "keep", "soft_labels", "hidden")}
+    corpus = {"corpus": _few(result["notes"].get("corpus", []))}
+    targets = {name: result["spec"].get(name) for name in TARGETS}
     views = [command.pairs(view) for view in result["views"]]
-    return "\n\n".join([command.pairs(head | result["notes"] | targets), *views])
+    return "\n\n".join([command.pairs(head | result["notes"] | corpus | targets), *views])
+
+
+def _few(paths: list[str]) -> str:
+    """How many there are, and the first of them."""
+    shown = ", ".join(paths[:NUM_PATHS_SHOWN])
+    return f"{len(paths):,} files: {shown}{', …' if len(paths) > NUM_PATHS_SHOWN else ''}"
 
 
 def _render_gc(result: dict[str, Any]) -> str:

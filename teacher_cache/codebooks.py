@@ -10,14 +10,13 @@ from teacher_cache.errors import UserError
 from teacher_cache.format.codebook import Codebook
 from teacher_cache.format.coder import Coder
 from teacher_cache.format.row import Row
-from teacher_cache.format.sequences import StoredSequence
 from teacher_cache.format.spec import QUALITY_COSINES, Identity
 from teacher_cache.targets import hidden_fit
 from teacher_cache.targets.heads import OutputHead
 from teacher_cache.targets.hidden_fit import Sample
 from teacher_cache.targets.label_code import LabelCode
 from teacher_cache.targets.soft_labels import SoftLabels
-from teacher_cache.units import compute_unit
+from teacher_cache.units import MaskedUnit, ask_unit
 
 SAMPLE_POSITIONS = 32_768
 """Kept positions that are aimed at: about eight times the features of a BERT-base's predictor."""
@@ -33,14 +32,14 @@ def sample_ids(identity: Identity, *, num_sequences: int, num_tokens: int) -> li
 
 
 def make_codebook(
-    sequences: Sequence[StoredSequence], *, identity: Identity, head: OutputHead, num_layers: int, **asking: Any
+    sample: MaskedUnit, *, identity: Identity, head: OutputHead, num_layers: int, **asking: Any
 ) -> Codebook:
-    """The codebook of sampled sequences; `head` is the teacher's in float32, `asking` goes to `compute_unit`.
+    """The codebook of sampled sequences; `head` is the teacher's in float32, `asking` goes to `ask_unit`.
 
     Raises:
         UserError: none of their positions is kept.
     """
-    rows = compute_unit(sequences, 0, identity=identity, **asking)
+    rows = ask_unit(sample, identity=identity, **asking)
     soft_labels = SoftLabels.of_rows(rows)
     if not len(soft_labels):
         raise UserError("no position of the sampled sequences is kept; raise keep.masked or keep.unmasked")

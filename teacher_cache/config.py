@@ -56,8 +56,8 @@ class ExecutionConfig:
     """Teacher actors, or [min, max] to scale between; 0 works in this process, without Ray."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """None: one each where the Ray cluster has GPUs, otherwise none."""
-    cpus_per_worker: Positive = 1
-    """Also the threads of a teacher that runs on CPU."""
+    cpus_per_worker: Positive | None = None
+    """Also a worker's threads. None: one each on a cluster, otherwise this machine's, shared between the workers."""
     batch_tokens: Positive = 16384
     """Tokens of a teacher micro-batch, padding included."""
     address: str | None = None

@@ -5,6 +5,7 @@ Items and results are small dictionaries; results come in any order.
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from teacher_cache.shell.ray_session import gpus_each, ray_session
 Item = dict[str, Any]
 WAVE_ITEMS = 10_000
 """Items given to Ray at once: each costs the driver an object."""
+CALLS_PER_ACTOR = 2
+"""At once: one that asks the teacher, one that encodes and writes."""
 
 
 class Executor(Protocol):
@@ -23,7 +26,7 @@ class Executor(Protocol):
         """Calls a function once an item."""
 
     def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
-        """Makes workers as `worker(on_gpu=…, **arguments)`, and calls one of them once an item."""
+        """Makes workers as `worker(on_gpu=…, num_threads=…, **arguments)`, and calls one of them once an item."""
 
 
 class InProcess:
@@ -31,6 +34,7 @@ class InProcess:
 
     def __init__(self, execution: ExecutionConfig) -> None:
         self._execution = execution
+        self._num_threads = execution.cpus_per_worker or os.cpu_count() or 1
 
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         yield from map(work, items)
@@ -41,15 +45,15 @@ class InProcess:
         on_gpu = torch.cuda.is_available() and self._execution.gpus_per_worker != 0
         work = None
         for item in items:
-            work = work or worker(on_gpu=on_gpu, **arguments)
+            work = work or worker(on_gpu=on_gpu, num_threads=self._num_threads, **arguments)
             yield work(item)
 
 
 class OnRay:
     """Ray Data: tasks of one CPU each, and a pool of actors."""
 
-    def __init__(self, execution: ExecutionConfig) -> None:
-        self._execution = execution
+    def __init__(self, execution: ExecutionConfig, cpus_each: int) -> None:
+        self._execution, self._cpus_each = execution, cpus_each
 
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         yield from self._map(items, work, num_cpus=1)
@@ -61,17 +65,20 @@ class OnRay:
         num_gpus = gpus_each(self._execution.gpus_per_worker, workers[0] if isinstance(workers, tuple) else workers)
         left = iter(items)
         while wave := list(islice(left, WAVE_ITEMS)):
-            if isinstance(workers, tuple):
-                pool = ray.data.ActorPoolStrategy(min_size=workers[0], max_size=workers[1])
-            else:
-                pool = ray.data.ActorPoolStrategy(size=min(workers, len(wave)))
+            least, most = workers if isinstance(workers, tuple) else (min(workers, len(wave)),) * 2
+            pool = ray.data.ActorPoolStrategy(
+                min_size=least,
+                max_size=most,
+                max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
+                enable_true_multi_threading=True,
+            )
             yield from self._map(
                 wave,
                 worker,
                 compute=pool,
-                num_cpus=self._execution.cpus_per_worker,
+                num_cpus=self._cpus_each,
                 num_gpus=num_gpus or None,
-                fn_constructor_kwargs={"on_gpu": num_gpus > 0, **arguments},
+                fn_constructor_kwargs={"on_gpu": num_gpus > 0, "num_threads": self._cpus_each, **arguments},
             )
 
     def _map(self, items: Sequence[Item], work: Any, **resources: Any) -> Iterator[Item]:
@@ -105,15 +112,22 @@ def executor(execution: ExecutionConfig) -> Iterator[Executor]:
         finally:
             torch.set_num_threads(num_threads)
         return
-    with ray_session(address=execution.address, num_cpus=_num_cpus(execution), log_to_driver=False):
-        with _quiet_ray_data():
-            yield OnRay(execution)
-
-
-def _num_cpus(execution: ExecutionConfig) -> int:
-    """Logical CPUs a local Ray needs: the actors', and one for each operator beside them, or Ray Data stalls."""
     workers = execution.num_workers
-    return (workers[1] if isinstance(workers, tuple) else workers) * execution.cpus_per_worker + 2
+    max_workers = workers[1] if isinstance(workers, tuple) else workers
+    cpus_each = execution.cpus_per_worker or _share_of_cpus(execution, max_workers)
+    # Of a local Ray: the actors', and one for each operator beside them, or Ray Data stalls.
+    num_cpus = max_workers * cpus_each + 2
+    with ray_session(address=execution.address, num_cpus=num_cpus, log_to_driver=False):
+        with _quiet_ray_data():
+            yield OnRay(execution, cpus_each)
+
+
+def _share_of_cpus(execution: ExecutionConfig, max_workers: int) -> int:
+    """CPUs of each worker where none are asked for: this machine's, shared; one on a cluster that runs already."""
+    import ray
+
+    is_running = ray.is_initialized() or execution.address or os.environ.get("RAY_ADDRESS")
+    return 1 if is_running else max(1, (os.cpu_count() or 1) // max_workers)
 
 
 @contextlib.contextmanager

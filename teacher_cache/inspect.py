@@ -1,34 +1,44 @@
 """Looking into a cache: what it holds, and what the teacher said."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from teacher_cache.format import manifest
-from teacher_cache.format.cache import Cache
-from teacher_cache.format.row import Row
-from teacher_cache.shell.settings import to_dict
+from teacher_cache.format import manifest, spec_document
+from teacher_cache.format.manifest import Manifest
+from teacher_cache.storage.store import Store
+
+if TYPE_CHECKING:
+    from teacher_cache.format.cache import Cache
+    from teacher_cache.format.row import Row
 
 
-def info(cache: Cache) -> dict[str, Any]:
-    """What a cache is and holds: identity, notes, and per sealed view its sizes."""
-    views = [_view_info(cache, view) for view in range(cache.num_views)]
+def info(url: str) -> dict[str, Any]:
+    """What a cache is and holds, as its files say: identity, notes, and per sealed view its sizes.
+
+    Raises:
+        UserError: there is no cache, or its spec or a manifest is damaged.
+    """
+    store = Store(url)
+    spec = spec_document.read(store)
+    views: list[dict[str, Any]] = []
+    while manifest.newest_generation(store, len(views)) is not None:
+        views.append(_view_info(manifest.read(store, len(views), fingerprint=spec.fingerprint)))
     return {
-        "cache": cache.url,
-        "fingerprint": cache.fingerprint,
+        "cache": store.url,
+        "fingerprint": spec.fingerprint,
         "num_views": len(views),
         "views": views,
-        "units_committed_in_next_view": len(manifest.committed_units(cache.store, len(views))),
-        "spec": to_dict(cache.spec),
-        "notes": cache.notes,
+        "units_committed_in_next_view": len(manifest.committed_units(store, len(views))),
+        "spec": spec.identity,
+        "notes": spec.notes,
     }
 
 
-def _view_info(cache: Cache, view: int) -> dict[str, Any]:
-    sealed = cache.manifest(view)
+def _view_info(sealed: Manifest) -> dict[str, Any]:
     return {
-        "view": view,
+        "view": sealed.view,
         "generation": sealed.generation,
         "manifest_sha256": sealed.sha256,
         "num_shards": len(sealed.shards),
@@ -38,12 +48,12 @@ def _view_info(cache: Cache, view: int) -> dict[str, Any]:
         "num_kept": sealed.num_kept,
         "label_bytes": sealed.label_bytes,
         "hidden_bytes": sealed.hidden_bytes,
-        "bytes_per_token": sealed.num_bytes / sealed.num_tokens,
+        "bytes_per_token": sealed.num_bytes / max(sealed.num_tokens, 1),
         "bytes_per_kept_position": sealed.num_bytes / max(sealed.num_kept, 1),
     }
 
 
-def sample(cache: Cache, num_rows: int) -> Iterator[Row]:
+def sample(cache: "Cache", num_rows: int) -> Iterator["Row"]:
     """Rows of view 0, evenly spread over its shards."""
     shards = cache.manifest(0).shards
     step = max(1, len(shards) // num_rows)
@@ -53,7 +63,7 @@ def sample(cache: Cache, num_rows: int) -> Iterator[Row]:
         yield from rows[: -(-num_rows // len(chosen))]
 
 
-def show(cache: Cache, *, view: int, start: int, stop: int) -> list[dict[str, Any]]:
+def show(cache: "Cache", *, view: int, start: int, stop: int) -> list[dict[str, Any]]:
     """Rows for a person: the text as the teacher saw it, and at each masked position what it said.
 
     Raises:
@@ -65,7 +75,7 @@ def show(cache: Cache, *, view: int, start: int, stop: int) -> list[dict[str, An
     return [_shown(row, tokenizer) for row in cache.rows(view, start, stop)]
 
 
-def _shown(row: Row, tokenizer: Any) -> dict[str, Any]:
+def _shown(row: "Row", tokenizer: Any) -> dict[str, Any]:
     kept = {int(position): place for place, position in enumerate(row.kept_positions)}
     labels = []
     for position, label in zip(row.label_positions, row.label_ids, strict=True):

@@ -57,8 +57,10 @@ class BuildSummary:
     """Per corpus token and view."""
     bytes_per_kept_position: float
     seconds: float
+    teacher_seconds: float
+    """For how long teachers were asked about this call's units, of all workers together."""
     tokens_per_s: float
-    """Teacher's, over this call's units; 0 if there were none."""
+    """Over this call's units, from the first that was given out to the last view sealed; 0 if there were none."""
 
 
 def build(spec: CacheSpec, *, progress: bool = True) -> BuildSummary:
@@ -334,5 +336,6 @@ def _summary(job: Job, built: Sequence[Built], *, seconds: float, asked_s: float
         bytes_per_token=num_bytes / (num_tokens * len(built)),
         bytes_per_kept_position=num_bytes / max(num_kept, 1),
         seconds=seconds,
+        teacher_seconds=sum(view.teacher_s for view in built),
         tokens_per_s=sum(view.num_tokens for view in built) / asked_s,
     )

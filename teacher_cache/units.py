@@ -3,8 +3,10 @@
 Legend: B sequences, S padded length, K kept positions, d hidden size, V vocabulary; all of one micro-batch.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,64 +20,84 @@ from teacher_cache.targets.batching import group_by_tokens, pad
 from teacher_cache.targets.soft_labels import SoftLabels, keep_top
 from teacher_cache.teacher import Teacher
 
+Item = TypeVar("Item")
+
 HEAD_POSITIONS = 1024
 """Positions whose whole logits are held at once: 1,024 * 30,522 float32 are 125 MB."""
 
 
-def compute_unit(
-    sequences: Sequence[StoredSequence],
-    view: int,
-    *,
-    teacher: Teacher,
-    vocabulary: Vocabulary,
-    pad_id: int,
-    identity: Identity,
-    batch_tokens: int,
-) -> list[Row]:
-    """Masks sequences for a view and asks the teacher; rows in the order of the sequences.
+MaskedUnit = Sequence[tuple[StoredSequence, MaskedSequence]]
+"""Each sequence of a unit, and how a view has it."""
+
+
+def mask_unit(
+    sequences: Sequence[StoredSequence], view: int, *, identity: Identity, vocabulary: Vocabulary
+) -> MaskedUnit:
+    options: Any = {"masking": identity.masking, "keep": identity.keep, "vocabulary": vocabulary}
+    return [
+        (sequence, mask_sequence(sequence.input_ids, sequence.sequence_id, view, **options)) for sequence in sequences
+    ]
+
+
+def ask_unit(unit: MaskedUnit, *, teacher: Teacher, pad_id: int, identity: Identity, batch_tokens: int) -> list[Row]:
+    """What the teacher says of a masked unit; rows in its order.
 
     Raises:
         UserError: the teacher's answer is not finite.
     """
-    masked = [
-        mask_sequence(
-            sequence.input_ids,
-            sequence.sequence_id,
-            view,
-            masking=identity.masking,
-            keep=identity.keep,
-            vocabulary=vocabulary,
-        )
-        for sequence in sequences
-    ]
     rows: dict[int, Row] = {}
-    for group in group_by_tokens([len(sequence.input_ids) for sequence in sequences], batch_tokens):
-        inputs = [masked[place] for place in group]
-        hidden, soft_labels = _ask(inputs, teacher=teacher, pad_id=pad_id, identity=identity)
-        stops = np.cumsum([len(sequence.kept_positions) for sequence in inputs])
-        starts = np.concatenate([[0], stops])
-        for place, start, stop in zip(group, starts, stops, strict=False):
-            rows[place] = _row(sequences[place], masked[place], hidden, soft_labels, slice(start, stop))
-    return [rows[place] for place in range(len(sequences))]
+    groups = group_by_tokens([len(masked.input_ids) for _, masked in unit], batch_tokens)
+    asked = ((group, _ask([unit[place][1] for place in group], teacher, pad_id, identity)) for group in groups)
+    for group, answer in _one_ahead(asked):  # so that a GPU computes on meanwhile
+        answer.wait()
+        stops = np.cumsum([len(unit[place][1].kept_positions) for place in group])
+        for place, kept in zip(group, map(slice, [0, *stops], stops), strict=False):
+            rows[place] = _row(*unit[place], answer, kept)
+    return [rows[place] for place in range(len(unit))]
 
 
-def _ask(
-    inputs: Sequence[MaskedSequence], *, teacher: Teacher, pad_id: int, identity: Identity
-) -> tuple[dict[int, torch.Tensor], SoftLabels]:
-    """Hidden states by layer `[K, d]` and soft labels `[K, …]`, float32 on CPU, sequence after sequence."""
+def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each once the next one is made."""
+    held = list(islice(items, 1))
+    for item in items:
+        yield held.pop()
+        held.append(item)
+    yield from held
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """Of a micro-batch, sequence after sequence, in CPU memory once waited for."""
+
+    hidden: dict[int, torch.Tensor]
+    """Layer to float32 `[K, d]`."""
+    soft_labels: SoftLabels
+    copied: torch.cuda.Event | None
+
+    def wait(self) -> None:
+        if self.copied:
+            self.copied.synchronize()
+        if not all(torch.isfinite(values).all() for values in (*self.hidden.values(), self.soft_labels.topk_logits)):
+            raise UserError("the teacher's answer is not finite (NaN or infinity); try teacher.dtype: float32")
+
+
+def _ask(inputs: Sequence[MaskedSequence], teacher: Teacher, pad_id: int, identity: Identity) -> _Answer:
+    """Asks about one micro-batch; on a GPU without waiting for the answer."""
     input_ids, attention_mask = pad([sequence.input_ids for sequence in inputs], pad_id)
     length = input_ids.shape[1]
     places = np.concatenate([row * length + sequence.kept_positions for row, sequence in enumerate(inputs)])
-    kept = torch.from_numpy(places).to(teacher.device)
-    layers = identity.hidden.stored_layers
+    is_cuda = teacher.device.type == "cuda"
+    tensors = (input_ids, attention_mask, torch.from_numpy(places))
+    ids, mask, kept = ((t.pin_memory() if is_cuda else t).to(teacher.device, non_blocking=True) for t in tensors)
+    layers, cpu = identity.hidden.stored_layers, torch.device("cpu")
     with torch.inference_mode():
-        states = teacher.encode(input_ids.to(teacher.device), attention_mask.to(teacher.device), (*layers, -1))
+        states = teacher.encode(ids, mask, (*layers, -1))
         hidden = {layer: state.flatten(0, 1)[kept] for layer, state in states.items()}
-        soft_labels = _soft_labels(teacher, hidden[-1], identity)
-    answers = (*hidden.values(), soft_labels.topk_logits)
-    if not all(torch.isfinite(values).all() for values in answers):
-        raise UserError("the teacher's answer is not finite (NaN or infinity); try teacher.dtype: float32")
-    return {layer: hidden[layer].float().cpu() for layer in layers}, soft_labels
+        return _Answer(
+            soft_labels=_soft_labels(teacher, hidden[-1], identity).to(cpu),
+            hidden={layer: hidden[layer].float().to(cpu, non_blocking=True) for layer in layers},
+            copied=torch.cuda.current_stream(teacher.device).record_event() if is_cuda else None,
+        )
 
 
 def _soft_labels(teacher: Teacher, hidden: torch.Tensor, identity: Identity) -> SoftLabels:
@@ -84,12 +106,11 @@ def _soft_labels(teacher: Teacher, hidden: torch.Tensor, identity: Identity) -> 
         keep_top(teacher.logits(chunk), top_k=config.top_k, temperatures=config.temperatures)
         for chunk in hidden.split(HEAD_POSITIONS)
     ]
-    return SoftLabels.concatenate(chunks).to(torch.device("cpu"))
+    return SoftLabels.concatenate(chunks)
 
 
-def _row(
-    sequence: StoredSequence, masked: MaskedSequence, hidden: dict[int, torch.Tensor], soft: SoftLabels, kept: slice
-) -> Row:
+def _row(sequence: StoredSequence, masked: MaskedSequence, answer: _Answer, kept: slice) -> Row:
+    soft = answer.soft_labels
     return Row(
         sequence_id=sequence.sequence_id,
         document_id=sequence.document_id,
@@ -101,7 +122,7 @@ def _row(
         topk_ids=soft.topk_ids[kept].numpy().astype(np.int32),
         topk_logits=soft.topk_logits[kept].numpy(),
         rest_log_sum_exp={temperature: rest[kept].numpy() for temperature, rest in soft.rest_log_sum_exp.items()},
-        hidden={layer: states[kept].numpy() for layer, states in hidden.items()},
+        hidden={layer: states[kept].numpy() for layer, states in answer.hidden.items()},
     )
 
 

@@ -44,11 +44,7 @@ class Job:
 
     @property
     def worker_arguments(self) -> dict[str, Any]:
-        return {
-            "url": self.store.url,
-            "batch_tokens": self.execution.batch_tokens,
-            "num_threads": self.execution.cpus_per_worker,
-        }
+        return {"url": self.store.url, "batch_tokens": self.execution.batch_tokens}
 
     def ask(self, view: int, units: Sequence[int], *, repair: bool = False) -> Iterator[Receipt]:
         """Receipts of units, in any order.
@@ -71,6 +67,8 @@ class Built:
 
     num_units: int
     num_tokens: int
+    teacher_s: float
+    """For how long teachers were asked, of all workers together."""
     sealed: Manifest
     """The whole view."""
 
@@ -84,17 +82,20 @@ def build_view(job: Job, view: int) -> Built:
     """
     generation = manifest.newest_generation(job.store, view)
     if generation is not None:
-        return Built(num_units=0, num_tokens=0, sealed=manifest.read(job.store, view, generation))
+        return Built(num_units=0, num_tokens=0, teacher_s=0.0, sealed=manifest.read(job.store, view, generation))
     pending = _in_order(job, view, manifest.committed_units(job.store, view))
-    num_units = num_tokens = 0
+    num_units, num_tokens, teacher_s = 0, 0, 0.0
     failed: set[int] = set()
     try:
         for receipt in _watched(job, view, pending):
             if receipt.error:
                 failed.add(receipt.unit)
             elif receipt.is_new:
-                _commit(job, view, receipt.shard)
-                num_units, num_tokens = num_units + 1, num_tokens + receipt.shard.num_tokens
+                shard = receipt.shard
+                _commit(job, view, shard)
+                num_units += 1
+                num_tokens += shard.num_tokens
+                teacher_s += receipt.teacher_s
     except BaseException as stop:
         with contextlib.suppress(UserError):  # what is under way ends with this call, and is no failed attempt
             attempts.withdraw(job.store, view, run=job.run)
@@ -105,7 +106,7 @@ def build_view(job: Job, view: int) -> Built:
     sealed = manifest.seal(
         job.store, view=view, num_units=job.num_units, fingerprint=job.identity.fingerprint, digests=_origin(job)
     )
-    return Built(num_units=num_units, num_tokens=num_tokens, sealed=sealed)
+    return Built(num_units=num_units, num_tokens=num_tokens, teacher_s=teacher_s, sealed=sealed)
 
 
 def _interrupted(job: Job, view: int) -> Interrupted:

@@ -6,6 +6,9 @@ stop the whole dataset.
 
 import contextlib
 import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,10 +19,12 @@ from teacher_cache.errors import UserError
 from teacher_cache.format import attempts, manifest, token_counts
 from teacher_cache.format.cache import open_cache
 from teacher_cache.format.manifest import Shard
-from teacher_cache.format.sequences import Sequences
+from teacher_cache.format.row import Row
+from teacher_cache.format.sequences import Sequences, StoredSequence
 
 if TYPE_CHECKING:  # torch is loaded only by who asks a teacher
     from teacher_cache.format.coder import Coder
+    from teacher_cache.units import MaskedUnit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,8 @@ class Receipt:
     """Empty where there is none."""
     is_new: bool = False
     """Computed by this call."""
+    teacher_s: float = 0.0
+    """For how long the teacher was asked."""
     error: str = ""
     is_fatal: bool = False
     """No fault of the unit: every other one would meet it."""
@@ -57,13 +64,18 @@ class _TeacherWorker:
         is_rare = self._identity.masking.policy == "rare"
         mask_probability = token_counts.read_mask_probability(self._store) if is_rare else None
         self._sequences = Sequences(self._store)
+        self._vocabulary = vocabulary_of(loaded.tokenizer, mask_probability)
         self._asking = {
             "teacher": Teacher(loaded, getattr(torch, self._identity.teacher.dtype), self._device),
-            "vocabulary": vocabulary_of(loaded.tokenizer, mask_probability),
             "pad_id": loaded.tokenizer.pad_token_id,
             "identity": self._identity,
         }
         self._batch_tokens = batch_tokens
+
+    def _masked(self, view: int, sequences: Sequence[StoredSequence]) -> "MaskedUnit":
+        from teacher_cache.units import mask_unit
+
+        return mask_unit(sequences, view, identity=self._identity, vocabulary=self._vocabulary)
 
 
 class CodebookWorker(_TeacherWorker):
@@ -81,7 +93,7 @@ class CodebookWorker(_TeacherWorker):
         from teacher_cache.format import codebook
 
         made = make_codebook(
-            [next(self._sequences.read(sequence, sequence + 1)) for sequence in ids],
+            self._masked(0, [next(self._sequences.read(sequence, sequence + 1)) for sequence in ids]),
             head=self._cache.head.to(self._device),
             num_layers=self._cache.teacher.num_layers,
             batch_tokens=self._batch_tokens,
@@ -93,6 +105,7 @@ class CodebookWorker(_TeacherWorker):
 class UnitWorker(_TeacherWorker):
     """Asks the teacher unit by unit, and commits what it said unless the driver does.
 
+    Two threads may call it at once: while one unit is encoded and written, the teacher is asked about the other.
     A unit that the teacher cannot do is tried again with a quarter of the micro-batch, and given up after
     `attempts.MAX_ATTEMPTS`. Whatever else goes wrong, as with the store, would go wrong with every unit: it is fatal.
     """
@@ -100,6 +113,7 @@ class UnitWorker(_TeacherWorker):
     def __init__(self, *, run: str, commits: bool, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._run, self._commits = run, commits
+        self._asking_turn, self._encoding_turn = threading.RLock(), threading.RLock()
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         view, unit = int(item["view"]), int(item["unit"])
@@ -112,44 +126,63 @@ class UnitWorker(_TeacherWorker):
         with contextlib.suppress(FileNotFoundError):  # by another builder, or by an actor that died before it told
             there = manifest.read_commit(self._store, view, unit, self._identity.fingerprint)
             return Receipt(unit=unit, shard_json=_to_json(there))
-        shard = self._attempt(view, unit)
-        if shard is None:
+        made = self._attempt(view, unit)
+        if made is None:
             return Receipt(unit=unit, error="given up")
+        shard, teacher_s = made
         if self._commits:
             shard = manifest.commit(self._store, view, shard, self._identity.fingerprint)
             attempts.withdraw(self._store, view, unit=unit)
-        return Receipt(unit=unit, shard_json=_to_json(shard), is_new=True)
+        return Receipt(unit=unit, shard_json=_to_json(shard), is_new=True, teacher_s=teacher_s)
 
     def _repair(self, view: int, unit: int) -> Receipt:
+        masked = self._unit(view, unit)
         try:
-            shard = self._build(view, unit, self._batch_tokens)
-            return Receipt(unit=unit, shard_json=_to_json(shard), is_new=True)
+            rows, teacher_s = self._ask(masked, self._batch_tokens)
+            return Receipt(unit=unit, shard_json=_to_json(self._write(view, unit, rows)), teacher_s=teacher_s)
         except _UnitError as failure:
             return Receipt(unit=unit, error=_told(failure.cause, f"unit {unit} of view {view} failed"))
 
-    def _attempt(self, view: int, unit: int) -> Shard | None:
-        """The unit's shard; None where it has had its attempts."""
+    def _attempt(self, view: int, unit: int) -> tuple[Shard, float] | None:
+        """The unit's shard, and for how long the teacher was asked (s); None where it has had its attempts."""
+        masked = self._unit(view, unit)
         while (num_before := len(attempts.marks(self._store, view).get(unit, []))) < attempts.MAX_ATTEMPTS:
-            mark = attempts.begin(self._store, view=view, unit=unit, run=self._run)
-            try:
-                return self._build(view, unit, max(1, self._batch_tokens // 4**num_before))
-            except _UnitError as failure:
-                attempts.fail(self._store, mark, _told(failure.cause, f"unit {unit} of view {view} failed"))
+            # What was marked before may end this process again; other units must not be blamed for that time and again.
+            with self._alone() if num_before else contextlib.nullcontext():
+                mark = attempts.begin(self._store, view=view, unit=unit, run=self._run)
+                try:
+                    rows, teacher_s = self._ask(masked, max(1, self._batch_tokens // 4**num_before))
+                    return self._write(view, unit, rows), teacher_s
+                except _UnitError as failure:
+                    attempts.fail(self._store, mark, _told(failure.cause, f"unit {unit} of view {view} failed"))
         return None
 
-    def _build(self, view: int, unit: int, batch_tokens: int) -> Shard:
-        from teacher_cache.format.shard import encode_unit, put_shard
-        from teacher_cache.units import compute_unit
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._asking_turn, self._encoding_turn:
+            yield
 
+    def _unit(self, view: int, unit: int) -> "MaskedUnit":
         size = self._identity.unit_sequences
-        stored, coder = list(self._sequences.read(unit * size, (unit + 1) * size)), self._coder
-        try:
-            rows = compute_unit(stored, view, batch_tokens=batch_tokens, **self._asking)
-            encoded = encode_unit(rows, self._identity, coder, view=view, unit=unit)
-        except Exception as failure:
-            _free_memory()
-            raise _UnitError(failure) from None
-        return put_shard(self._store, rows, encoded, view=view, unit=unit)
+        return self._masked(view, list(self._sequences.read(unit * size, (unit + 1) * size)))
+
+    def _ask(self, masked: "MaskedUnit", batch_tokens: int) -> tuple[list[Row], float]:
+        """Rows, and how long it took (s)."""
+        from teacher_cache.units import ask_unit
+
+        with self._asking_turn, _failing_unit():
+            start = time.perf_counter()
+            rows = ask_unit(masked, batch_tokens=batch_tokens, **self._asking)
+            return rows, time.perf_counter() - start
+
+    def _write(self, view: int, unit: int, rows: list[Row]) -> Shard:
+        from teacher_cache.format.shard import encode_unit, put_shard
+
+        with self._encoding_turn:
+            coder = self._coder
+            with _failing_unit():
+                encoded = encode_unit(rows, self._identity, coder, view=view, unit=unit)
+            return put_shard(self._store, rows, encoded, view=view, unit=unit)
 
     @cached_property
     def _coder(self) -> "Coder":
@@ -164,11 +197,17 @@ class _UnitError(Exception):
         self.cause = cause
 
 
-def _free_memory() -> None:
+@contextlib.contextmanager
+def _failing_unit() -> Iterator[None]:
+    """What goes wrong in here is a unit's own."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    try:
+        yield
+    except Exception as failure:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise _UnitError(failure) from None
 
 
 def _to_json(shard: Shard) -> str:

@@ -72,3 +72,10 @@ def ceph(ceph_account: s3_server.Account, tmp_path_factory: pytest.TempPathFacto
     """The URL of a fresh bucket of the Ceph gateway, which the environment points to."""
     with ceph_account.bucket(tmp_path_factory.mktemp("ceph")) as url:
         yield url
+
+
+@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.s3), pytest.param("ceph", marks=pytest.mark.integration)])
+def bucket(request: pytest.FixtureRequest) -> str:
+    """The URL of a fresh bucket, of each server."""
+    url: str = request.getfixturevalue(request.param)
+    return url

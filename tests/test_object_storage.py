@@ -1,16 +1,11 @@
 """The whole path on object storage: in-process S3 by default, a real Ceph gateway with `-m integration`."""
 
-import gzip
 import json
 import os
-import re
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,64 +13,23 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from student_train import StudentSpec, train
-from teacher_cache import CacheSpec, UserError, build, open_cache
+from student_train import train
+from teacher_cache import UserError, build, open_cache
 from teacher_cache.format import documents
-from teacher_cache.shell.settings import parse, to_dict
+from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
 from teacher_cache.verify import verify
 from tests import races
 from tests import s3 as s3_server
-from tests.families import WORDS, save_pretrained
+from tests.families import save_pretrained
+from tests.object_storage import cache_spec, put_corpus, student_spec
 
-STORES = [pytest.param("s3", marks=pytest.mark.s3), pytest.param("ceph", marks=pytest.mark.integration)]
 NUM_THREADS = 8
-
-
-@pytest.fixture(params=STORES)
-def bucket(request: pytest.FixtureRequest) -> str:
-    """A fresh bucket's URL."""
-    url: str = request.getfixturevalue(request.param)
-    return url
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_pretrained(tmp_path_factory.mktemp("teacher"))
-
-
-def put_corpus(folder: str) -> None:
-    """40 documents of 5 to 24 words in two files, in a bucket or a local folder."""
-    random = np.random.default_rng(0)
-    texts = [" ".join(random.choice(WORDS, random.integers(5, 25))) for _ in range(40)]
-    store = Store(folder)
-    # No time of compression in the file: a mirror of a corpus is the same corpus.
-    store.create("one.txt.gz", gzip.compress("\n\n".join(texts[:20]).encode(), mtime=0))
-    store.create("two.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts[20:]).encode())
-
-
-def cache_spec(folder: str, teacher: Path, **changes: object) -> CacheSpec:
-    """A small cache of the corpus in `folder`, beside it, without Ray."""
-    values = {
-        "cache": f"{folder}/cache",
-        "corpus": {"paths": (f"{folder}/corpus/*.txt.gz", f"{folder}/corpus/two.jsonl"), "sequence_length": 16},
-        "teacher": {"model": str(teacher)},
-        "views": 2,
-        "unit_sequences": 16,
-        "execution": {"num_workers": 0},
-    }
-    return parse(CacheSpec, values | changes)
-
-
-def student_spec(folder: str) -> StudentSpec:
-    values = {
-        "caches": (f"{folder}/cache",),
-        "output": f"{folder}/student",
-        "steps": 3,
-        "batch_sequences": 8,
-        "execution": {"num_workers": 0, "checkpoint_steps": 2},
-    }
-    return parse(StudentSpec, values)
 
 
 @pytest.fixture(scope="module")
@@ -255,119 +209,6 @@ def test_objects_behave_as_in_a_local_folder(bucket: str) -> None:
     store.delete_folder("a")
     store.delete_folder("a")
     assert s3_server.keys(bucket) == ["cache/ab/1"]
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """Something that a user gets wrong, and what he is told."""
-
-    environment: dict[str, str | None]
-    url: str
-    message: str
-
-
-def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-NO_KEYS: dict[str, str | None] = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
-# Without it botocore tries five times, for some seconds.
-UNREACHABLE: dict[str, str | None] = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{closed_port()}", "AWS_MAX_ATTEMPTS": "1"}
-MISTAKES = {
-    "unreachable endpoint": Mistake(UNREACHABLE, "{bucket}", r"http://127\.0\.0\.1:\d+"),
-    "missing credentials": Mistake(NO_KEYS, "{bucket}", "(?i)credentials"),
-    "missing bucket": Mistake({}, "s3://no-such-bucket", "(?i)bucket does not exist"),
-}
-WRONG_SECRET = Mistake({"AWS_SECRET_ACCESS_KEY": "wrong"}, "{bucket}", "(?i)denied|credentials|signature")
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """To be changed by the test; clients are forgotten with it."""
-    yield monkeypatch
-    s3_server.forget_clients()
-
-
-def make(mistake: Mistake, bucket: str, environment: pytest.MonkeyPatch) -> str:
-    """Makes the mistake; gives the URL that it concerns."""
-    for name, value in mistake.environment.items():
-        if value is None:
-            environment.delenv(name)
-        else:
-            environment.setenv(name, value)
-    s3_server.forget_clients()
-    return mistake.url.format(bucket=bucket)
-
-
-def check_one_clear_error(raised: pytest.ExceptionInfo[UserError], url: str, message: str) -> None:
-    text = str(raised.value)
-    assert url in text
-    assert re.search(message, text)
-    assert len(text) < 500
-    assert "\n" not in text
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-@pytest.mark.parametrize("what", ["build", "open", "corpus", "train"])
-def test_a_mistake_about_the_store_is_one_clear_error_soon(
-    request: pytest.FixtureRequest,
-    bucket: str,
-    teacher: Path,
-    tmp_path: Path,
-    environment: pytest.MonkeyPatch,
-    name: str,
-    what: str,
-) -> None:
-    put_corpus(str(tmp_path / "corpus"))
-    mistake = MISTAKES[name]
-    url = make(mistake, bucket, environment)
-    check_mistake(what, url, mistake, teacher, tmp_path)
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("what", ["build", "open", "corpus", "train"])
-def test_a_wrong_secret_is_one_clear_error(
-    request: pytest.FixtureRequest,
-    ceph: str,
-    teacher: Path,
-    tmp_path: Path,
-    environment: pytest.MonkeyPatch,
-    what: str,
-) -> None:
-    put_corpus(str(tmp_path / "corpus"))
-    url = make(WRONG_SECRET, ceph, environment)
-    check_mistake(what, url, WRONG_SECRET, teacher, tmp_path)
-
-
-def check_mistake(what: str, url: str, mistake: Mistake, teacher: Path, folder: Path) -> None:
-    start = time.monotonic()
-    with pytest.raises(UserError, match=mistake.message) as raised:
-        USES[what](url, teacher, folder)
-    assert time.monotonic() - start < 30
-    check_one_clear_error(raised, url, mistake.message)
-
-
-def build_to(url: str, teacher: Path, folder: Path) -> None:
-    build(replace(cache_spec(str(folder), teacher), cache=f"{url}/cache"), progress=False)
-
-
-def open_at(url: str, teacher: Path, folder: Path) -> None:
-    open_cache(f"{url}/cache")
-
-
-def build_from(url: str, teacher: Path, folder: Path) -> None:
-    corpus = {"paths": (f"{url}/corpus/*.txt",), "sequence_length": 16}
-    build(cache_spec(str(folder), teacher, corpus=corpus), progress=False)
-
-
-def train_from(url: str, teacher: Path, folder: Path) -> None:
-    train(replace(student_spec(str(folder)), caches=(f"{url}/cache",)))
-
-
-USES = {"build": build_to, "open": open_at, "corpus": build_from, "train": train_from}
 
 
 @pytest.mark.integration

@@ -40,7 +40,7 @@ from teacher_cache.format.spec import (
 from teacher_cache.masking import Vocabulary
 from teacher_cache.targets.heads import head_of
 from teacher_cache.teacher import LoadedTeacher, Teacher
-from teacher_cache.units import compute_unit
+from teacher_cache.units import ask_unit, mask_unit
 
 MASK_ID, SPECIAL_IDS = 103, (0, 100, 101, 102, 103)
 
@@ -93,17 +93,18 @@ def encoding(model: BertForMaskedLM, num_sequences: int, length: int, folder: Pa
     spec = identity(length)
     asking: dict[str, Any] = {
         "teacher": Teacher(LoadedTeacher(model=model, tokenizer=None), torch.float32, "cpu"),  # type: ignore[arg-type]  # ids are random
-        "vocabulary": Vocabulary(size=model.config.vocab_size, mask_id=MASK_ID, special_ids=SPECIAL_IDS),
         "pad_id": 0,
         "identity": spec,
         "batch_tokens": 16384,
     }
+    vocabulary = Vocabulary(size=model.config.vocab_size, mask_id=MASK_ID, special_ids=SPECIAL_IDS)
     sequences = random_sequences(num_sequences, length, model.config.vocab_size)
-    rows, teacher_s = timed(lambda: compute_unit(sequences, 0, **asking))
+    unit = mask_unit(sequences, 0, identity=spec, vocabulary=vocabulary)
+    rows, teacher_s = timed(lambda: ask_unit(unit, **asking))
     head = head_of(model)
     head = replace(head, **{k: v.detach() for k, v in vars(head).items() if isinstance(v, torch.Tensor)})
     codebook, fit_s = timed(
-        lambda: make_codebook(sequences[:8], head=head, num_layers=model.config.num_hidden_layers, **asking)
+        lambda: make_codebook(unit[:8], head=head, num_layers=model.config.num_hidden_layers, **asking)
     )
     coder = Coder(codebook=codebook, head=head)
     metadata = {"fingerprint": spec.fingerprint}

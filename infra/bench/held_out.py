@@ -106,7 +106,7 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     cache = open_cache(arguments.cache)
     rows = compare(dict(model.split("=", 1) for model in arguments.models), cache, arguments.text)
-    print(json.dumps({"models": rows, "cache": info(cache)}) if arguments.json else render(rows, info(cache)))
+    print(json.dumps({"models": rows, "cache": info(cache.url)}) if arguments.json else render(rows, info(cache.url)))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from student_train.report import text
 from student_train.report.compare import common_settings, compare, read_students
 from student_train.report.draw import colour_round, draw
-from student_train.report.fidelity import Fidelity, read_fidelity
+from student_train.report.fidelity import read_fidelity
 from student_train.report.figures import Figure, curves, tradeoffs
 from student_train.report.students import MAX_POINTS, Student
 from student_train.report.svg import page_colour
 from student_train.run_folder import CacheDescription
 from teacher_cache.errors import UserError
+from teacher_cache.format.fidelity import Fidelity
 
 LEGEND_DASHES = ("none", "6 3", "2 2.5", "6 2 2 2")
 LEGEND_MARKS = ("M10 5a4 4 0 1 0 8 0a4 4 0 1 0-8 0", "M10 1h8v8h-8z", "M14 0l5 5-5 5-5-5z", "M14 0l5 9h-10z")

@@ -4,8 +4,6 @@ Legend: N masked positions, K positions of a chunk, V vocabulary, d hidden size.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -16,6 +14,7 @@ from teacher_cache.fidelity.measures import GradientError, expected_calibration_
 from teacher_cache.fidelity.rebuilt import BucketedRows, RebuiltRows, ReplayedRows
 from teacher_cache.fidelity.sample import Sample, draw
 from teacher_cache.format.cache import Cache
+from teacher_cache.format.fidelity import AtTemperature, Cosine, Fidelity, Gradient, Source
 from teacher_cache.format.sizes import PARTS, part_sizes
 from teacher_cache.teacher import Teacher
 
@@ -26,64 +25,6 @@ GRADIENT_POSITIONS = (1_536, NUM_POSITIONS)
 """Numbers of positions at which gradients are compared: the more are summed, the more of the errors cancel."""
 CHUNK_POSITIONS = 256
 """Positions whose whole rows are held at once: 256 * 30,522 float32 are 31 MB. Divides `GRADIENT_POSITIONS`."""
-
-Source = Literal["replay", "bucket"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gradient:
-    """The soft-label loss's gradient by the decoder's weight; see `measures.GradientError`."""
-
-    student: str
-    """`early` or `late` in training."""
-    num_positions: int
-    error: float
-    """Norm of the difference over the norm of the exact gradient."""
-    angle_degrees: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class AtTemperature:
-    """All that depends on the temperature, over masked positions."""
-
-    temperature: float
-    kl: float
-    """Mean KL(teacher || rebuilt) in nats; from `bucket`, over the top k and the bucket."""
-    calibration_error_exact: float
-    """Of the teacher's best token against the true one: expected calibration error, 0 to 1."""
-    calibration_error_rebuilt: float
-    gradients: tuple[Gradient, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cosine:
-    """Mean cosine of a layer's hidden states and the teacher's; None where no such position was read."""
-
-    layer: int
-    masked: float | None
-    unmasked: float | None
-    kept: float | None
-    """Over both."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fidelity:
-    """What `compare` found."""
-
-    cache: str
-    fingerprint: str
-    soft_labels: Source
-    """How rows were rebuilt."""
-    num_positions: int
-    """Masked positions that were compared."""
-    num_sequences: int
-    """Rows that were read for them; all their kept positions count in `cosines`."""
-    temperatures: tuple[AtTemperature, ...]
-    cosines: tuple[Cosine, ...]
-    bytes_per_kept_position: dict[str, float]
-    """By part of the shards that were read from, and their `total`; what a cache holds once does not count."""
-    notes: tuple[str, ...]
-    """What was left out, and why."""
 
 
 def compare(cache: Cache, *, num_positions: int = NUM_POSITIONS, progress: bool = True) -> Fidelity:

@@ -1,4 +1,4 @@
-"""Fidelity for people: as text and as a figure, from the plain values of `compare.Fidelity`."""
+"""Fidelity for people: as text and as a figure, from the plain values of `format.fidelity.Fidelity`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -5,6 +5,7 @@ view are few. One with a cause failed; one without is under way, or died with it
 from here. Hence units with marks are tried after all others, and given up at `MAX_ATTEMPTS` marks.
 """
 
+import re
 import uuid
 
 from teacher_cache.errors import UserError
@@ -12,6 +13,8 @@ from teacher_cache.format import documents
 from teacher_cache.storage.store import Store
 
 MAX_ATTEMPTS = 3
+MARK_KEY = re.compile(r"attempts/(\d+)/[^/]+\.json")
+"""With the view."""
 
 
 def marks(store: Store, view: int) -> dict[int, list[str]]:

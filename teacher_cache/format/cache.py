@@ -61,13 +61,9 @@ class Cache:
             UserError: the view is not sealed.
         """
         if view not in self._manifests:
-            read = manifest.read(self.store, view)
+            read = manifest.read(self.store, view, fingerprint=self.fingerprint)
             with refusing(f"{self.url}: the manifest of view {view}", parquet.LIST_REMEDY):
                 _check_counts(read.shards, self.spec)
-            if read.fingerprint != self.fingerprint:
-                raise UserError(
-                    f"{self.url}: the manifest of view {view} belongs to another cache ({read.fingerprint})"
-                )
             self._manifests[view] = read
         return self._manifests[view]
 

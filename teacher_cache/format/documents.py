@@ -35,6 +35,16 @@ def dump(payload: Mapping[str, Any]) -> bytes:
     return canonical({**payload, "sha256": digest_of(dict(payload))})
 
 
+def _members(document: Mapping[str, Any]) -> dict[str, bytes]:
+    """Canonical JSON of each member, `"name":value`, in canonical order (RFC 8785, section 3.2.3)."""
+    names = sorted(document, key=lambda name: name.encode("utf-16-be"))
+    return {name: canonical({name: document[name]})[1:-1] for name in names}
+
+
+def _object(members: Mapping[str, bytes]) -> bytes:
+    return b"{" + b",".join(members.values()) + b"}"
+
+
 def parse(data: bytes, *, name: str, remedy: str = "move it away and run the same command again") -> dict[str, Any]:
     """The document without its digest.
 
@@ -48,10 +58,11 @@ def parse(data: bytes, *, name: str, remedy: str = "move it away and run the sam
         )
     try:
         document = json.loads(data)
+        members = _members(document)
         # Whatever else it says, as a key twice, is not what its writer meant.
-        is_canonical = canonical(document) == data
-        claimed = document.pop("sha256")
-        found = digest_of(document)
+        is_canonical = _object(members) == data
+        del members["sha256"]
+        claimed, found = document.pop("sha256"), sha256(_object(members))
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"{name} is not a document of a teacher cache (no JSON object with a digest); {remedy}"

@@ -186,11 +186,11 @@ def newest_generation(store: Store, view: int) -> int | None:
     return generation - 1 if generation else None
 
 
-def read(store: Store, view: int, generation: int | None = None) -> Manifest:
-    """A sealed view's manifest; None: its newest generation.
+def read(store: Store, view: int, generation: int | None = None, *, fingerprint: str | None = None) -> Manifest:
+    """A sealed view's manifest, of a generation (None: its newest) and of the cache with a fingerprint (None: of any).
 
     Raises:
-        UserError: the view is not sealed, has no such generation, or its manifest is damaged.
+        UserError: the view is not sealed, has no such generation, or its manifest is damaged or another cache's.
     """
     chosen = newest_generation(store, view) if generation is None else generation
     if chosen is None:
@@ -208,6 +208,8 @@ def read(store: Store, view: int, generation: int | None = None) -> Manifest:
         check_columns(columns)
         if (found := (metadata["view"], metadata["generation"])) != (view, chosen):
             raise UserError(f"{name} is damaged: it holds the manifest of view {found[0]}, generation {found[1]}")
+        if fingerprint not in (None, metadata["fingerprint"]):
+            raise UserError(f"the manifest of view {view} belongs to another cache ({metadata['fingerprint']})")
         return Manifest(
             fingerprint=metadata["fingerprint"],
             view=view,

@@ -226,8 +226,9 @@ def _from_arrow(columns: Sequence[pa.ChunkedArray], kind: pa.DataType) -> np.nda
         raise UserError("it lists objects of which something is missing")
     chunks = [chunk for column in columns for chunk in column.chunks]
     whole = chunks[0] if len(chunks) == 1 else pa.concat_arrays([pa.array([], kind), *chunks])
+    # Not `to_numpy`, which imports pandas where it is installed.
     if pa.types.is_integer(kind):
-        return np.asarray(whole.to_numpy())
+        return np.frombuffer(whole.buffers()[1], np.int64, count=len(whole), offset=8 * whole.offset)
     flat = np.frombuffer(
         whole.buffers()[1], np.uint8, count=DIGEST_BYTES * len(whole), offset=DIGEST_BYTES * whole.offset
     )

@@ -5,6 +5,7 @@ file became, and `sequences/manifest.parquet`, once sealed, gives every part its
 place in the whole, in file order.
 """
 
+import re
 import uuid
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from teacher_cache.storage.store import Store
 
 MANIFEST_KEY = "sequences/manifest.parquet"
 PART_SUFFIX = ".parquet"
+PART_KEY = re.compile(r"sequences/parts/\d+-\d+-[0-9a-f]{16}\.parquet")
 PART_SEQUENCES = 65_536
 ROW_GROUP_SEQUENCES = 1024
 COMMIT_REMEDY = "move it away and run `teacher-cache build` again"

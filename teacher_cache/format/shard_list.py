@@ -4,6 +4,7 @@ Legend: U units; row u of each column is unit u's.
 """
 
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
@@ -16,6 +17,8 @@ from teacher_cache.format.objects import ObjectRef, content_key
 
 Part = Literal["labels", "hidden"]
 COUNTS = ("num_sequences", "num_tokens", "num_labels", "num_kept")
+SHARD_KEY = re.compile(r"shards/(\d+)/\d+-[0-9a-f]{16}\.(labels|hidden)\.parquet")
+"""With the view; see `shard_key`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,20 +4,18 @@
 same types in the configuration and on disk.
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from teacher_cache.errors import UserError
-from teacher_cache.format import documents
+from teacher_cache.format import documents, spec_document
 from teacher_cache.format.refusal import refusing
+from teacher_cache.format.spec_document import FORMAT_VERSION, KEY, REMEDY
 from teacher_cache.shell.settings import STRICT, explain, to_dict
 from teacher_cache.storage.store import Store
 
-KEY = "spec.json"
-FORMAT_VERSION: Final = 2
-REMEDY = "restore it, or move it away and run `teacher-cache build` again"
 MAX_SEQUENCE_LENGTH = 2**16 - 1
 """Positions are stored as uint16."""
 
@@ -202,26 +200,15 @@ def read(store: Store) -> tuple[Identity, dict[str, Any]]:
     Raises:
         UserError: there is no cache, or its spec is damaged or of another format version.
     """
-    name = f"{store.url}/spec.json"
-    try:
-        data = store.read(KEY, max_bytes=documents.MAX_DOCUMENT_BYTES)
-    except FileNotFoundError:
-        raise UserError(f"{store.url} is no teacher cache: it has no spec.json") from None
-    document = documents.parse(data, name=name, remedy=REMEDY)
+    document, name = spec_document.read(store), f"{store.url}/{KEY}"
     with refusing(name, REMEDY):
-        version = document["identity"].get("format_version")
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{name} has format version {version!r}; this program reads version {FORMAT_VERSION}: use the release "
-                "that wrote it, or run `teacher-cache build` with another URL"
-            )
         try:
-            identity = TypeAdapter(Identity).validate_python(document["identity"])
+            identity = TypeAdapter(Identity).validate_python(document.identity)
         except ValidationError as error:
             raise UserError(f"{name} is refused:\n{explain(error, Identity)}\n{REMEDY}") from None
-        if identity.fingerprint != document["fingerprint"]:
+        if identity.fingerprint != document.fingerprint:
             raise UserError("its fingerprint does not belong to its identity")
-        return identity, dict(document["notes"])
+        return identity, document.notes
 
 
 def differences(left: Any, right: Any, path: str = "") -> list[tuple[str, Any, Any]]:

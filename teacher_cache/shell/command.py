@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,9 @@ from typing import Any
 from teacher_cache.errors import UserError
 
 Render = Callable[[Any], str]
+
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""Environment of a command, unless the user set it: the libraries read it when they are imported, if they are."""
 
 
 def run(work: Callable[[], Any], *, as_json: bool, render: Render) -> int:
@@ -22,8 +26,9 @@ def run(work: Callable[[], Any], *, as_json: bool, render: Render) -> int:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
-        _quiet_transformers()
         with contextlib.redirect_stdout(sys.stderr):  # where Ray says that a worker died
             result = work()
     except UserError as error:
@@ -79,10 +84,3 @@ def _readable(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_readable, value))
     return str(value)
-
-
-def _quiet_transformers() -> None:
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()

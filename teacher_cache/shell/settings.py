@@ -1,25 +1,24 @@
 """Configuration: one YAML file, dotted overrides, and the same typed objects in Python.
 
 OmegaConf reads YAML and `key.path=value` overrides (and `${oc.env:NAME}`), pydantic checks the result. Both
-refuse early: nothing here touches hardware or a store.
+refuse early: nothing here touches hardware or a store. Both are imported where they are used: a command's help needs
+neither, and a cache is read without OmegaConf.
 """
 
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from teacher_cache.errors import UserError
 
+if TYPE_CHECKING:
+    from pydantic import ConfigDict, ValidationError
+
 Spec = TypeVar("Spec")
 
-STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
+STRICT: "ConfigDict" = {"extra": "forbid", "str_strip_whitespace": True, "allow_inf_nan": False}
 """For every configuration dataclass: unknown keys are errors."""
 
 
@@ -29,6 +28,10 @@ def load(spec_type: type[Spec], path: str | Path, overrides: Sequence[str] = ())
     Raises:
         UserError: the file is missing or no mapping, an override is malformed, or a value is refused.
     """
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         written = OmegaConf.load(path)
         if not isinstance(written, DictConfig):
@@ -47,6 +50,8 @@ def from_overrides(spec_type: type[Spec], overrides: Sequence[str]) -> Spec:
     Raises:
         UserError: an override is malformed, or a value is refused.
     """
+    from omegaconf import OmegaConf
+
     values: Any = OmegaConf.to_container(_overridden(OmegaConf.create({}), overrides), resolve=True)
     return parse(spec_type, values, source="command line")
 
@@ -57,6 +62,8 @@ def parse(spec_type: type[Spec], values: Mapping[Any, Any], *, source: str = "co
     Raises:
         UserError: every refused key in one message, unknown ones with the valid keys of their place.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(spec_type).validate_python(values)
     except ValidationError as error:
@@ -65,11 +72,13 @@ def parse(spec_type: type[Spec], values: Mapping[Any, Any], *, source: str = "co
 
 def to_dict(spec: Any) -> dict[str, Any]:
     """The plain values of a configuration dataclass, as `parse` takes them (JSON types only)."""
+    from pydantic import TypeAdapter
+
     values: dict[str, Any] = TypeAdapter(type(spec)).dump_python(spec, mode="json")
     return values
 
 
-def explain(error: ValidationError, spec_type: type) -> str:
+def explain(error: "ValidationError", spec_type: type) -> str:
     """One line a refused key: where, what was given, what is wanted."""
     return "\n".join(_line(item, spec_type) for item in error.errors())
 
@@ -97,6 +106,10 @@ def _fields_at(spec_type: Any, location: Sequence[Any]) -> list[str]:
 
 
 def _overridden(written: Any, overrides: Sequence[str]) -> Any:
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise UserError(f"override {override!r} must look like key.path=value, for example teacher.dtype=float32")

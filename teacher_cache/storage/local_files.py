@@ -1,11 +1,23 @@
-"""Whole files in local folders: put in place at once, and on the disk before anybody is told so."""
+"""Files in local folders: put in place whole and at once, and on the disk before anybody is told so."""
 
 import contextlib
 import errno
 import hashlib
 import os
+import re
 import uuid
 from pathlib import Path
+
+TEMPORARY_KEY = re.compile(r"(.*/)?\.[0-9a-f]{32}\.tmp(\.link)?")
+"""Of files half written."""
+
+
+def read_range(path: str, start: int, stop: int) -> bytes:
+    """The bytes of a file from `start` to `stop` or its end."""
+    with open(path, "rb") as file:
+        end = min(stop, os.fstat(file.fileno()).st_size)  # Python takes the memory before it reads
+        file.seek(start)
+        return file.read(max(0, end - start))
 
 
 def link_once(path: str, data: bytes) -> bool:

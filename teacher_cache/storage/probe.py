@@ -1,11 +1,13 @@
 """Whether a store lets exactly one of several writers win."""
 
+import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 from teacher_cache.storage import local_files
 from teacher_cache.storage.store import ConditionRefusedError, Store
 
+PROBE_KEY = re.compile(r"probe/.*")
 NUM_ROUNDS, NUM_WRITERS = 2, 8
 """Some stores look, then write, with no lock between: a race of two might not show it."""
 

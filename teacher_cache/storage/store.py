@@ -4,11 +4,9 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
-
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from teacher_cache.errors import StoreError, UserError
 from teacher_cache.storage import local_files
@@ -46,19 +44,22 @@ class Store:
         """`single_writer` is for stores without put-if-absent, see `probe`: safe only if no one else writes."""
         self.url = normal_url(url)
         self.single_writer = single_writer
-        with store_errors(self.url):
-            self.fs, root = fsspec.url_to_fs(self.url, **_options(self.url))
-        self.root = root.rstrip("/")
-        self.is_local = isinstance(self.fs, LocalFileSystem)
-        self._is_s3 = self.url.startswith(S3_URLS)
-        if self._is_s3:
-            self.fs.retries = 1  # attempts: `retries` waits already
+        self.is_local = "://" not in self.url
+        if self.is_local:
+            self.root = self.url.rstrip("/")
+        else:
+            self.fs, self.root = _filesystem(self.url)
         self._copies = DiskCache(disk_cache)
         self.disk_cache = self._copies.folder
         self._verified: dict[str, Path] = {}
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
+
+    @cached_property
+    def fs(self) -> Any:
+        """fsspec's filesystem; a local folder is read without it."""
+        return _filesystem(self.url)[0]
 
     def path(self, key: str) -> str:
         """The object's path on its filesystem."""
@@ -92,10 +93,10 @@ class Store:
         path = self.path(key)
 
         def request() -> bytes:
-            # Python takes the memory for a local file before it reads.
-            end = min(stop, os.stat(path).st_size) if self.is_local else stop
+            if self.is_local:
+                return local_files.read_range(path, start, stop)
             try:
-                data: bytes = self.fs.cat_file(path, start=start, end=end)
+                data: bytes = self.fs.cat_file(path, start=start, end=stop)
             except OSError as error:
                 if server_status(error) != 416:
                     raise
@@ -110,13 +111,15 @@ class Store:
 
     def exists(self, key: str) -> bool:
         path = self.path(key)
-        return bool(self.attempt(f"looking for {key}", lambda: self.fs.exists(path)))
+        look = os.path.exists if self.is_local else self.fs.exists
+        return bool(self.attempt(f"looking for {key}", lambda: look(path)))
 
     def list(self, prefix: str) -> list[str]:
         """Keys directly below a prefix, sorted. For builders only: readers trust sealed manifests."""
         folder = self.path(prefix)
+        look = os.listdir if self.is_local else partial(self.fs.ls, detail=False)
         try:
-            paths = self.attempt(f"listing {prefix}", lambda: self.fs.ls(folder, detail=False))
+            paths = self.attempt(f"listing {prefix}", lambda: look(folder))
         except FileNotFoundError:
             return []
         names = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths)
@@ -164,7 +167,7 @@ class Store:
         return True
 
     def _put(self, path: str, data: bytes, **options: Any) -> None:
-        if self._is_s3:
+        if self.url.startswith(S3_URLS):
             if len(data) >= MAX_PUT_BYTES:
                 raise UserError(
                     f"{self.url}: an object of {len(data):,} bytes is larger than one PUT may be "
@@ -232,6 +235,17 @@ class Store:
             start += len(chunk)
             if start >= num_bytes or not chunk:
                 return
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's filesystem, and the URL's path on it."""
+    import fsspec  # here, because a local cache is read without it
+
+    with store_errors(url):
+        filesystem, root = fsspec.url_to_fs(url, **_options(url))
+    if url.startswith(S3_URLS):
+        filesystem.retries = 1  # attempts: `retries` waits already
+    return filesystem, root.rstrip("/")
 
 
 def _options(url: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ Shapes: d hidden size, e embedding size (d, but for ALBERT and ELECTRA), V vocab
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,10 +114,16 @@ class OutputHead:
     norm_eps: float
     activation: str
 
+    @cached_property
+    def mean_embedding(self) -> torch.Tensor:
+        """`[e]`: mean row of `decoder_weight`. Of loaded tensors only: it does not follow live ones."""
+        return self.decoder_weight.mean(dim=0)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "OutputHead":
         """The same head on another device or in another dtype; None leaves either as it is."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {
-            name: value.to(device, dtype) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+            name: value.to(device, dtype) for name, value in values.items() if isinstance(value, torch.Tensor)
         }
         return replace(self, **moved)
 

@@ -45,7 +45,7 @@ def num_features(head: OutputHead) -> int:
 
 def features(side: SideInformation, head: OutputHead) -> torch.Tensor:
     """What a linear predictor of hidden states sees, float32 `[K, F]`: embeddings, less their mean, and two flags."""
-    embeddings, mean = head.decoder_weight, head.decoder_weight.mean(dim=0)
+    embeddings, mean = head.decoder_weight, head.mean_embedding
     masked = side.is_masked.float()[:, None]
     columns = [torch.ones_like(masked), masked]
     columns += [embeddings[ids] - mean for ids in side.token_ids.T]

@@ -11,7 +11,6 @@ again before each deletion, and a repair ends with a verification, which would n
 """
 
 import contextlib
-import re
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,16 +19,15 @@ from typing import Any
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import manifest
+from teacher_cache.format.attempts import MARK_KEY
 from teacher_cache.format.cache import Cache
-from teacher_cache.format.sequences import Sequences
+from teacher_cache.format.sequences import PART_KEY, Sequences
+from teacher_cache.format.shard_list import SHARD_KEY
+from teacher_cache.storage.local_files import TEMPORARY_KEY
+from teacher_cache.storage.probe import PROBE_KEY
 from teacher_cache.storage.store import Store
 
 DAY_S = 86_400.0
-SHARD = re.compile(r"shards/(\d+)/\d+-[0-9a-f]{16}\.(labels|hidden)\.parquet")
-PART = re.compile(r"sequences/parts/\d+-\d+-[0-9a-f]{16}\.parquet")
-ATTEMPT = re.compile(r"attempts/(\d+)/[^/]+\.json")
-TRANSIENT = re.compile(r"(.*/)?\.[0-9a-f]{32}\.tmp(\.link)?|probe/.*")
-"""Files half written, in folders only, and objects that tried a store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,18 +133,18 @@ def _shard_keys(store: Store, view: int, generation: int) -> set[str]:
 
 
 def _is_garbage(key: str, sealed: _Sealed) -> bool:
-    if shard := SHARD.fullmatch(key):
+    if shard := SHARD_KEY.fullmatch(key):
         return int(shard[1]) in sealed.generations and key not in sealed.shards
-    if attempt := ATTEMPT.fullmatch(key):
-        return int(attempt[1]) in sealed.generations
-    if PART.fullmatch(key):
+    if mark := MARK_KEY.fullmatch(key):
+        return int(mark[1]) in sealed.generations
+    if PART_KEY.fullmatch(key):
         return sealed.parts is not None and key not in sealed.parts
-    return bool(TRANSIENT.fullmatch(key))
+    return bool(TEMPORARY_KEY.fullmatch(key) or PROBE_KEY.fullmatch(key))
 
 
 def _delete(store: Store, found: _Stored, sealed: _Sealed) -> bool:
     """Deletes an object, unless a repair of its view may list it by now."""
-    if shard := SHARD.fullmatch(found.key):
+    if shard := SHARD_KEY.fullmatch(found.key):
         view = int(shard[1])
         if manifest.newest_generation(store, view) != sealed.generations[view]:
             return False

@@ -1,4 +1,4 @@
-"""The benchmarks of training, in their quick form: they run, and print one object."""
+"""The benchmarks of training and of start-up, in their quick form: they run, and print one object."""
 
 import json
 import subprocess
@@ -33,6 +33,12 @@ def test_online(tmp_path):
     (figures,) = run("online", "--cache", str(tmp_path))["figures"].values()
     # The teacher of the quick form is small, but it is there: 4 layers of 128 beside 6 of 64.
     assert figures["online, peak bytes"] > figures["cache, peak bytes"]
+
+
+def test_startup():
+    figures = run("startup")["figures"]
+    assert len(figures) == 3
+    assert all(part["seconds"] > 0 and part["baseline_seconds"] > 0 for part in figures.values())
 
 
 @pytest.mark.integration

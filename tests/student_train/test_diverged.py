@@ -51,7 +51,7 @@ def diverged(default_cache, poisoned, tmp_path_factory) -> Path:
 
 def test_the_batch_is_saved_as_it_was(diverged, default_cache):
     (saved,) = read_run(Store(str(diverged))).diverged
-    assert (saved.step, saved.epoch, len(saved.sequences)) == (1, 0, 40)
+    assert (saved.step, saved.view, len(saved.sequences)) == (1, 0, 40)
     assert {source for source, _ in saved.sequences} == {0}
 
 

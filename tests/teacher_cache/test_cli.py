@@ -215,6 +215,20 @@ class TestLooking:
         with pytest.raises(json.JSONDecodeError):
             json.loads(capsys.readouterr().out)
 
+    def test_info_counts_files_and_names_the_first(
+        self, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for number in range(4):
+            shutil.copy(tmp_path / "corpus.txt", tmp_path / f"more-{number}.txt")
+        assert teacher_cache.cli.main(["build", config, "--json"]) == 0
+        names = [f"{tmp_path}/{name}" for name in ("corpus.txt", *(f"more-{number}.txt" for number in range(4)))]
+        capsys.readouterr()
+        assert teacher_cache.cli.main(["info", f"{tmp_path}/cache"]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("corpus ")]
+        assert line.split("  ")[-1].strip() == f"5 files: {', '.join(names[:3])}, …"
+        assert teacher_cache.cli.main(["info", f"{tmp_path}/cache", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["notes"]["corpus"] == names
+
     def test_show_takes_view_start_and_rows(self, built: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert teacher_cache.cli.main(["show", built, "--view", "0", "--start", "9", "--rows", "2", "--json"]) == 0
         assert [row["sequence_id"] for row in json.loads(capsys.readouterr().out)] == [9, 10]

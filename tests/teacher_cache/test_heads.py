@@ -102,3 +102,11 @@ def test_unknown_activation_is_refused():
     config = families.make_model("bert").config.to_dict() | {"hidden_act": "wavy"}
     with pytest.raises(UserError, match="activation 'wavy'"):
         head_from_tensors(config, lambda name: torch.zeros(1))
+
+
+def test_the_mean_embedding_is_computed_once_and_moves_with_the_head():
+    head = head_of(families.make_model("bert"))
+    mean = head.mean_embedding
+    torch.testing.assert_close(mean, head.decoder_weight.mean(dim=0), rtol=0, atol=0)
+    assert head.mean_embedding is mean
+    assert head.to(dtype=torch.float64).mean_embedding.dtype == torch.float64

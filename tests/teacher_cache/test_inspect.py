@@ -64,7 +64,7 @@ def flip(path: Path) -> None:
 class TestInfo:
     def test_it_counts_what_the_rows_hold(self, whole: str) -> None:
         opened = open_cache(whole)
-        told = info(opened)
+        told = info(whole)
         assert (told["cache"], told["fingerprint"], told["num_views"]) == (whole, opened.fingerprint, 2)
         assert told["spec"]["soft_labels"]["top_k"] == 4
         assert told["notes"]["corpus"] == [str(Path(whole).with_name("corpus.txt"))]
@@ -81,7 +81,7 @@ class TestInfo:
     def test_a_view_that_is_being_built_counts_its_units(self, cache: str) -> None:
         only(cache, "manifests/00001-*").unlink()
         only(cache, "commits/00001/*").unlink()
-        told = info(open_cache(cache))
+        told = info(cache)
         assert (told["num_views"], len(told["views"]), told["units_committed_in_next_view"]) == (1, 1, 2)
 
 

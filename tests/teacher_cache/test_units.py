@@ -22,7 +22,7 @@ from teacher_cache.format.spec import (
 )
 from teacher_cache.masking import mask_sequence
 from teacher_cache.teacher import LoadedTeacher, Teacher, load_teacher
-from teacher_cache.units import compute_unit, vocabulary_of
+from teacher_cache.units import ask_unit, mask_unit, vocabulary_of
 from tests import families
 
 FIRST_ID, VIEW = 40, 3
@@ -58,11 +58,9 @@ def unit() -> list[StoredSequence]:
 
 
 def compute(loaded: LoadedTeacher, asked: Identity, batch_tokens: int = 64) -> list[Row]:
-    return compute_unit(
-        unit(),
-        VIEW,
+    return ask_unit(
+        mask_unit(unit(), VIEW, identity=asked, vocabulary=vocabulary_of(loaded.tokenizer)),
         teacher=Teacher(loaded, torch.float32, "cpu"),
-        vocabulary=vocabulary_of(loaded.tokenizer),
         pad_id=loaded.tokenizer.pad_token_id,
         identity=asked,
         batch_tokens=batch_tokens,

@@ -71,10 +71,10 @@ def own(spec: CacheSpec, folder: Path) -> Path:
 
 
 def refuse_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compute_unit(*_: object, **__: object) -> None:
+    def ask_unit(*_: object, **__: object) -> None:
         raise AssertionError("the teacher is asked")
 
-    monkeypatch.setattr(units, "compute_unit", compute_unit)
+    monkeypatch.setattr(units, "ask_unit", ask_unit)
 
 
 class TestCopy:
@@ -220,13 +220,13 @@ def repaired(spec: CacheSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A unit of view 0 was lost, and the teacher said something else when it was asked again."""
     folder = own(spec, tmp_path / "repaired")
     (folder / open_cache(str(folder)).manifest(0).shards[1].labels.key).unlink()
-    real = units.compute_unit
+    real = units.ask_unit
 
-    def compute_unit(*arguments: Any, **named: Any) -> list[Row]:
+    def ask_unit(*arguments: Any, **named: Any) -> list[Row]:
         return [replace(row, topk_logits=row.topk_logits * 1.5) for row in real(*arguments, **named)]
 
     with monkeypatch.context() as patch:
-        patch.setattr(units, "compute_unit", compute_unit)
+        patch.setattr(units, "ask_unit", ask_unit)
         assert repair(str(folder), execution=spec.execution, progress=False).ok
     return open_cache(str(folder))
 

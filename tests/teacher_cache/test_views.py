@@ -61,16 +61,16 @@ def marks(cache: str) -> dict[int, list[str]]:
 def asked(answer: Callable[[int, int, list[Row]], list[Row]] | None = None) -> Iterator[list[tuple[int, int]]]:
     """Lists unit and micro-batch tokens of each time the teacher is asked; `answer` may change what it says."""
     calls: list[tuple[int, int]] = []
-    real = units.compute_unit
+    real = units.ask_unit
 
-    def compute_unit(sequences: Any, view: int, **arguments: Any) -> list[Row]:
-        unit = sequences[0].sequence_id // 8
+    def ask_unit(masked: units.MaskedUnit, **arguments: Any) -> list[Row]:
+        unit = masked[0][0].sequence_id // 8
         calls.append((unit, arguments["batch_tokens"]))
-        rows = real(sequences, view, **arguments)
+        rows = real(masked, **arguments)
         return answer(unit, len(calls), rows) if answer else rows
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(units, "compute_unit", compute_unit)
+        patch.setattr(units, "ask_unit", ask_unit)
         yield calls
 
 
@@ -149,12 +149,12 @@ class TestPoison:
 KILLED_AT_A_UNIT = f"""
 import os, sys
 from teacher_cache import cli, units
-real = units.compute_unit
-def compute_unit(sequences, view, **arguments):
-    if sequences[0].sequence_id // 8 == {UNIT}:
+real = units.ask_unit
+def ask_unit(masked, **arguments):
+    if masked[0][0].sequence_id // 8 == {UNIT}:
         os._exit(9)  # as the out-of-memory killer would end it
-    return real(sequences, view, **arguments)
-units.compute_unit = compute_unit
+    return real(masked, **arguments)
+units.ask_unit = ask_unit
 sys.exit(cli.main(["build", *sys.argv[1:]]))
 """
 
@@ -310,10 +310,10 @@ class TestRepair:
 class DiesAtUnit(UnitWorker):
     """One unit ends every process that computes it."""
 
-    def _build(self, view: int, unit: int, batch_tokens: int) -> Any:
-        if unit == UNIT:
+    def _ask(self, masked: Any, batch_tokens: int) -> Any:
+        if masked[0][0].sequence_id // 8 == UNIT:
             os._exit(9)
-        return super()._build(view, unit, batch_tokens)
+        return super()._ask(masked, batch_tokens)
 
 
 @pytest.mark.ray

@@ -14,9 +14,10 @@ from teacher_cache import pipeline
 from teacher_cache.errors import UserError
 from teacher_cache.fidelity import compare as comparing
 from teacher_cache.fidelity import rows
-from teacher_cache.fidelity.compare import AtTemperature, Fidelity, compare
+from teacher_cache.fidelity.compare import compare
 from teacher_cache.fidelity.measures import early_student
 from teacher_cache.format.cache import Cache, open_cache
+from teacher_cache.format.fidelity import AtTemperature, Fidelity
 from teacher_cache.format.manifest import Shard
 from teacher_cache.format.row import Row
 from tests import caches, families
