@@ -104,6 +104,7 @@ def compare(planned: Plan, plan_s: float, built: BuildSummary) -> dict[str, Any]
     measured = measured_bytes(built.cache)
     pairs |= {f"bytes of {name}": (size, measured[name]) for name, size in asdict(planned.sizes).items()}
     pairs["bytes, all"] = planned.num_bytes, sum(measured.values())
+    pairs["seconds of asking"] = planned.work.teacher_s, built.teacher_seconds
     pairs["seconds of asking and encoding"] = planned.work.teacher_s + planned.work.encode_s, asked_s
     pairs["seconds, all"] = planned.wall_s, built.seconds
     return {

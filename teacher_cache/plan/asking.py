@@ -18,7 +18,7 @@ from teacher_cache.masking import Vocabulary
 from teacher_cache.storage.store import Store
 from teacher_cache.targets.heads import head_of
 from teacher_cache.teacher import LoadedTeacher, Teacher
-from teacher_cache.units import HEAD_POSITIONS, compute_unit
+from teacher_cache.units import HEAD_POSITIONS, MaskedUnit, ask_unit, mask_unit
 
 TIMED_S, MAX_PASSES = 2.0, 5
 """A quick device does the same again, until so much time or so many passes are over."""
@@ -34,12 +34,12 @@ class Asker:
         self, loaded: LoadedTeacher, identity: Identity, vocabulary: Vocabulary, *, batch_tokens: int, device: str
     ) -> None:
         loaded.model.requires_grad_(False)
-        self._identity, self._num_layers = identity, loaded.model.config.num_hidden_layers
+        self._identity, self._vocabulary = identity, vocabulary
+        self._num_layers = loaded.model.config.num_hidden_layers
         self._head = head_of(loaded.model).to(device, torch.float32)
         self._teacher = Teacher(loaded, getattr(torch, identity.teacher.dtype), device)
         self._asking: dict[str, Any] = {
             "teacher": self._teacher,
-            "vocabulary": vocabulary,
             "pad_id": loaded.tokenizer.pad_token_id,
             "identity": identity,
             "batch_tokens": batch_tokens,
@@ -53,7 +53,10 @@ class Asker:
         ids = sample_ids(self._identity, num_sequences=len(stored), num_tokens=num_tokens)
         start = time.perf_counter()
         made = make_codebook(
-            [stored[place] for place in ids], head=self._head, num_layers=self._num_layers, **self._asking
+            self._masked([stored[place] for place in ids], 0),
+            head=self._head,
+            num_layers=self._num_layers,
+            **self._asking,
         )
         codebook.create(store, made)
         return time.perf_counter() - start
@@ -65,10 +68,12 @@ class Asker:
 
     def ask(self, units: Sequence[Sequence[StoredSequence]], views: Sequence[int]) -> tuple[list[list[Row]], float]:
         """Answers to units, each in its view, and the seconds of all; what the first call takes longer is left out."""
-        compute_unit(units[0][:WARM_UP_SEQUENCES], 0, **self._asking)
-        return timed(
-            lambda: [compute_unit(unit, view, **self._asking) for unit, view in zip(units, views, strict=True)]
-        )
+        masked = [self._masked(unit, view) for unit, view in zip(units, views, strict=True)]
+        ask_unit(masked[0][:WARM_UP_SEQUENCES], **self._asking)
+        return timed(lambda: [ask_unit(unit, **self._asking) for unit in masked])
+
+    def _masked(self, unit: Sequence[StoredSequence], view: int) -> MaskedUnit:
+        return mask_unit(unit, view, identity=self._identity, vocabulary=self._vocabulary)
 
     def encode(
         self, answers: Sequence[Sequence[Row]], views: Sequence[int], coder: Coder

@@ -95,7 +95,8 @@ def wall_s(counts: Counts, times: Times, *, num_workers: int, cpus_per_worker: i
     """From start to end: tokenising, codebook, and view after view, in whole units a worker.
 
     Workers load their teacher for the codebook, and anew for each view. Files are tokenised side by side, as many as
-    the workers have CPUs. Uploads are taken to take no time.
+    the workers have CPUs. A worker on Ray asks about one unit while it encodes and uploads another; what it gains by
+    that is left out.
     """
     at_once = max(1, min(counts.num_files, num_workers * cpus_per_worker))
     done = work(counts, times)

@@ -5,8 +5,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from teacher_cache.config import CacheSpec, ExecutionConfig
+from teacher_cache.config import CacheSpec
 from teacher_cache.errors import UserError
+from teacher_cache.executors import cpus_each
 from teacher_cache.pipeline import load_teacher
 from teacher_cache.plan.advice import Advice, advise
 from teacher_cache.plan.costs import (
@@ -121,7 +122,7 @@ def _figures(
 ) -> Plan:
     counts, rates, times = tried.counts, tried.rates, tried.times
     done, parts = work(counts, times), sizes(counts, rates)
-    num_kept, num_workers = round(counts.num_views * counts.num_kept), most_workers(spec.execution)
+    num_kept, num_workers = round(counts.num_views * counts.num_kept), spec.execution.max_workers
     objects = num_objects(counts, rates)
     price = build_price(done, num_bytes=parts.total, num_objects=objects, prices=prices) if prices else None
     whole, labels = (reading(counts, rates, with_hidden=with_hidden) for with_hidden in (True, False))
@@ -145,7 +146,7 @@ def _figures(
         is_speed_given=is_speed_given,
         work=done,
         build_s=done.build_s,
-        wall_s=wall_s(counts, times, num_workers=num_workers, cpus_per_worker=spec.execution.cpus_per_worker),
+        wall_s=wall_s(counts, times, num_workers=num_workers, cpus_per_worker=cpus_each(spec.execution)),
         student_start_bytes=parts.teacher + parts.codebook,
         student_epochs=(
             *([student_epoch("replay", done, whole, build=price, prices=prices)] if has_last_states else []),
@@ -174,9 +175,3 @@ def tokens_per_s_of(counts: Counts, times: Times) -> float:
     """Of one worker, encoding included; padding is no token."""
     done = work(counts, times)
     return counts.num_views * counts.num_tokens / (done.teacher_s + done.encode_s)
-
-
-def most_workers(execution: ExecutionConfig) -> int:
-    """That a build has at once; in this process it is one."""
-    workers = execution.num_workers
-    return max(1, workers[1] if isinstance(workers, tuple) else workers)

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from teacher_cache.config import CacheSpec, ExecutionConfig
 from teacher_cache.corpus.files import CorpusFile
+from teacher_cache.executors import cpus_each
 from teacher_cache.format import sequences, token_counts
 from teacher_cache.format.coder import Coder
 from teacher_cache.format.manifest import Shard
@@ -68,7 +69,7 @@ def rehearse(
     corpus = _store_sequences(store, survey, identity)
     stored = list(corpus.read(0, corpus.num_sequences))
     vocabulary = _vocabulary(store, loaded, corpus, identity)
-    with threads(spec.execution.cpus_per_worker):
+    with threads(cpus_each(spec.execution)):
         tried = _try(store, spec, loaded, stored, identity, vocabulary, progress=progress)
     num_kept = sum(shard.num_kept for shard in tried.shards)
     shares = masked_shares(stored, identity=identity, vocabulary=vocabulary, num_views=spec.views)
@@ -128,7 +129,7 @@ def _try(
 
 
 def _cpu(execution: ExecutionConfig) -> str:
-    name = f"CPU with {execution.cpus_per_worker} thread(s)"
+    name = f"CPU with {cpus_each(execution)} thread(s)"
     return f"{name}, for want of the GPU that is asked for" if execution.gpus_per_worker else name
 
 
