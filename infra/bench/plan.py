@@ -19,7 +19,6 @@ from infra.bench import output
 from infra.bench.random_teacher import save_random_teacher
 from infra.quickstart import english
 from teacher_cache import CacheSpec, build
-from teacher_cache.format.cache import open_cache
 from teacher_cache.inspect import info
 from teacher_cache.pipeline import BuildSummary
 from teacher_cache.plan.plan import Plan, plan
@@ -72,7 +71,7 @@ def make_spec(folder: Path, teacher: str, corpus: str, overrides: list[str]) -> 
 
 def measured_bytes(url: str) -> dict[str, int]:
     """A built cache's bytes by part, as `sizes.Sizes` names them."""
-    views = info(open_cache(url))["views"]
+    views = info(url)["views"]
     folders = {name: _folder_bytes(Path(url, name)) for name in ("sequences", "teacher", "codebook.safetensors")}
     parts = {
         "labels": sum(view["label_bytes"] for view in views),
@@ -91,7 +90,7 @@ def _folder_bytes(path: Path) -> int:
 
 def compare(planned: Plan, plan_s: float, built: BuildSummary) -> dict[str, Any]:
     """Planned over measured, and both."""
-    views = info(open_cache(built.cache))["views"]
+    views = info(built.cache)["views"]
     num_objects = sum(1 for path in Path(built.cache).rglob("*") if path.is_file())
     asked_s = built.num_views * built.num_tokens / built.tokens_per_s
     pairs: dict[str, tuple[float, float]] = {

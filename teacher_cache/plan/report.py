@@ -27,13 +27,9 @@ def render(plan: dict[str, Any]) -> str:
 
 def _corpus(plan: dict[str, Any]) -> dict[str, str]:
     corpus = plan["corpus"]
-    error = corpus["relative_error"]
-    if corpus["is_counted"]:
-        how = "counted"
-    elif error is None:
-        how = "by a sample, with an error that it does not tell"
-    else:
-        how = f"by a sample, ± {error:.1%} at 95 %"
+    error, how = corpus["relative_error"], corpus["known"]
+    if how == "sampled":
+        how += f", ± {error:.1%} at 95 %" if error is not None else ", of one slice, which tells no error"
     return {
         "corpus": f"{corpus['num_files']:,} files, {size(corpus['num_stored_bytes'])} as stored",
         "tokens": f"{corpus['num_tokens']:,} ({how})",

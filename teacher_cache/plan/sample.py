@@ -19,7 +19,7 @@ def sample_units(stored: Sequence[StoredSequence], *, unit_sequences: int) -> li
     size = min(unit_sequences, BLOCK_SEQUENCES)
     num_tokens = sum(len(sequence.input_ids) for sequence in stored)
     total = max(1, len(stored) // size)
-    wanted = min(total, -(-SAMPLE_TOKENS * len(stored) // (size * num_tokens)))
+    wanted = min(total, max(1, round(SAMPLE_TOKENS * len(stored) / (size * num_tokens))))
     starts = [number * total // wanted * size for number in range(wanted)]
     blocks = [stored[start : start + size] for start in starts]
     of_unit = max(1, unit_sequences // size)

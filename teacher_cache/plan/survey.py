@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from fsspec.core import url_to_fs
@@ -51,11 +51,10 @@ class CorpusFigures:
     num_sequences: int
     num_tokens: int
     """[CLS] and [SEP] included."""
-    is_counted: bool
-    """All of it was tokenised."""
+    known: Literal["counted", "sampled", "given"]
+    """How: all was tokenised, or slices, or the number of tokens was given."""
     relative_error: float | None
-    """Of `num_tokens`: half of its 95 % interval, as a share; None where nothing tells it: of a single slice, or of a
-    given number."""
+    """Of `num_tokens`: half of its 95 % interval, as a share; None where nothing tells it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class Survey:
             num_documents=round(self.figures.num_documents * share),
             num_sequences=max(1, round(self.figures.num_sequences * share)),
             num_tokens=num_tokens,
-            is_counted=False,
+            known="given",
             relative_error=None,
         )
         return replace(self, figures=figures, tokenise_s=self.tokenise_s * share)
@@ -112,7 +111,7 @@ def survey(
         num_documents=round(scale * sum(source.num_documents for source in sources)),
         num_sequences=round(scale * sum(len(source.sequences) for source in sources)),
         num_tokens=round(scale * sum(tokens)),
-        is_counted=is_counted,
+        known="counted" if is_counted else "sampled",
         relative_error=0.0 if is_counted else ratio_error(tokens, read, num_bytes),
     )
     return Survey(

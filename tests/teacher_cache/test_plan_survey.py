@@ -68,7 +68,7 @@ class TestCounting:
         found = surveyed([path], is_sampled=False)
         figures = found.figures
         assert (figures.num_documents, figures.num_sequences, figures.num_tokens) == (2, 2, 3 + 4 + 2 * 2)
-        assert (figures.is_counted, figures.relative_error) == (True, 0)
+        assert (figures.known, figures.relative_error) == ("counted", 0)
         assert (figures.num_files, figures.num_stored_bytes) == (1, path.stat().st_size)
         assert found.files == [StoredFile(url=str(path), format="text", num_bytes=path.stat().st_size)]
 
@@ -77,7 +77,7 @@ class TestCounting:
         larger = found.standing_for(10 * found.figures.num_tokens)
         assert larger.figures.num_tokens == 10 * found.figures.num_tokens
         assert larger.figures.num_sequences == 10 * found.figures.num_sequences
-        assert (larger.figures.is_counted, larger.figures.relative_error) == (False, None)
+        assert (larger.figures.known, larger.figures.relative_error) == ("given", None)
         assert larger.tokenise_s == pytest.approx(10 * found.tokenise_s)
 
     @pytest.mark.parametrize("is_sampled", [False, True])
