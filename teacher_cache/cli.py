@@ -26,6 +26,17 @@ def _parser() -> argparse.ArgumentParser:
     build = _add(commands, "build", "build a cache, or finish one")
     build.add_argument("config", metavar="CONFIG", help="YAML file of a cache")
     build.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example keep.unmasked=0.2 views=1")
+    plan = _add(commands, "plan", "what a cache will weigh, take and cost, and after how many students it pays")
+    plan.add_argument("config", metavar="CONFIG", help="YAML file of a cache, which is not begun")
+    plan.add_argument("--prices", metavar="FILE", help="YAML file of prices; without it, physical amounts alone")
+    plan.add_argument(
+        "--teacher-tokens-per-s",
+        type=natural_number,
+        metavar="N",
+        help="what one worker does, encoding included, as measured elsewhere (default: as measured here)",
+    )
+    plan.add_argument("--tokens", type=natural_number, metavar="N", help="of the corpus of which the text is a sample")
+    plan.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for build")
     extend = _add(commands, "extend", "add views to a cache, from what it holds itself")
     extend.add_argument("url", metavar="URL", help="folder or s3:// URL of a cache")
     extend.add_argument("--views", type=natural_number, required=True, help="how many there are to be")
@@ -85,6 +96,25 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
     from teacher_cache.pipeline import build
 
     return asdict(build(spec, progress=not options.json))
+
+
+def _plan(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache.config import CacheSpec
+    from teacher_cache.plan.costs import Prices
+
+    spec = settings.load(CacheSpec, options.config, options.overrides)
+    prices = settings.load(Prices, options.prices) if options.prices else None
+    from teacher_cache.plan.plan import plan
+
+    return asdict(
+        plan(
+            spec,
+            prices=prices,
+            teacher_tokens_per_s=options.teacher_tokens_per_s,
+            num_tokens=options.tokens,
+            progress=not options.json,
+        )
+    )
 
 
 def _info(options: argparse.Namespace) -> dict[str, Any]:
@@ -184,6 +214,12 @@ def _render_rows(result: Any) -> str:
     return render_rows(result)
 
 
+def _render_plan(result: dict[str, Any]) -> str:
+    from teacher_cache.plan.report import render
+
+    return render(result)
+
+
 def _render_fidelity(result: dict[str, Any]) -> str:
     from teacher_cache.fidelity.report import render
 
@@ -192,6 +228,7 @@ def _render_fidelity(result: dict[str, Any]) -> str:
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], command.Render]] = {
     "build": (_build, command.pairs),
+    "plan": (_plan, _render_plan),
     "extend": (_extend, command.pairs),
     "info": (_info, _render_info),
     "copy": (_copy, command.pairs),

@@ -63,6 +63,11 @@ class ExecutionConfig:
     address: str | None = None
     """A running Ray cluster; None: RAY_ADDRESS if set, otherwise a local Ray of this process's own."""
 
+    @property
+    def max_workers(self) -> int:
+        """That work at once; in this process it is one."""
+        return max(1, self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1])
+
     @field_validator("num_workers")
     @classmethod
     def _ordered(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:

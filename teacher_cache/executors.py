@@ -34,7 +34,7 @@ class InProcess:
 
     def __init__(self, execution: ExecutionConfig) -> None:
         self._execution = execution
-        self._num_threads = execution.cpus_per_worker or os.cpu_count() or 1
+        self._num_threads = cpus_each(execution)
 
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         yield from map(work, items)
@@ -112,22 +112,27 @@ def executor(execution: ExecutionConfig) -> Iterator[Executor]:
         finally:
             torch.set_num_threads(num_threads)
         return
-    workers = execution.num_workers
-    max_workers = workers[1] if isinstance(workers, tuple) else workers
-    cpus_each = execution.cpus_per_worker or _share_of_cpus(execution, max_workers)
+    cpus = cpus_each(execution)
     # Of a local Ray: the actors', and one for each operator beside them, or Ray Data stalls.
-    num_cpus = max_workers * cpus_each + 2
+    num_cpus = execution.max_workers * cpus + 2
     with ray_session(address=execution.address, num_cpus=num_cpus, log_to_driver=False):
         with _quiet_ray_data():
-            yield OnRay(execution, cpus_each)
+            yield OnRay(execution, cpus)
 
 
-def _share_of_cpus(execution: ExecutionConfig, max_workers: int) -> int:
-    """CPUs of each worker where none are asked for: this machine's, shared; one on a cluster that runs already."""
+def cpus_each(execution: ExecutionConfig) -> int:
+    """CPUs of each worker; where none are asked for, this machine's, shared, or one on a cluster that runs already."""
+    if execution.cpus_per_worker:
+        return execution.cpus_per_worker
+    if execution.num_workers and _is_running(execution):
+        return 1
+    return max(1, (os.cpu_count() or 1) // execution.max_workers)
+
+
+def _is_running(execution: ExecutionConfig) -> bool:
     import ray
 
-    is_running = ray.is_initialized() or execution.address or os.environ.get("RAY_ADDRESS")
-    return 1 if is_running else max(1, (os.cpu_count() or 1) // max_workers)
+    return bool(ray.is_initialized() or execution.address or os.environ.get("RAY_ADDRESS"))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -32,6 +32,9 @@ from teacher_cache.storage.urls import redacted
 from teacher_cache.verify import Verification, verify
 from teacher_cache.views import Built, Job, build_view, repair_view
 from teacher_cache.workers import CodebookWorker
+
+if TYPE_CHECKING:  # torch is loaded only by who asks a teacher
+    from teacher_cache.teacher import LoadedTeacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,14 +160,26 @@ def _build_views(job: Job, num_views: int, start: float) -> BuildSummary:
     return _summary(job, built, seconds=end - start, asked_s=end - asked)
 
 
-def prepare_teacher(spec: CacheSpec, folder: Path) -> tuple[TeacherIdentity, str]:
-    """Loads and checks the teacher, saves it to `folder`; its identity, and its tokenizer's digest."""
+def load_teacher(spec: CacheSpec) -> "LoadedTeacher":
+    """Loads the teacher.
+
+    Raises:
+        UserError: it cannot teach, or not what is asked of it.
+    """
     from teacher_cache import teacher as teachers
 
     loaded = teachers.load_teacher(spec.teacher.model, spec.teacher.revision)
     teachers.check_sequence_length(loaded.model.config, spec.corpus.sequence_length)
     teachers.check_hidden_layers(loaded.model.config, spec.hidden.stored_layers)
     teachers.check_top_k(loaded.model.config, spec.soft_labels.top_k)
+    return loaded
+
+
+def prepare_teacher(spec: CacheSpec, folder: Path) -> tuple[TeacherIdentity, str]:
+    """Loads and checks the teacher, saves it to `folder`; its identity, and its tokenizer's digest."""
+    from teacher_cache import teacher as teachers
+
+    loaded = load_teacher(spec)
     teachers.save_teacher(loaded, folder)
     identity = TeacherIdentity(sha256=teachers.teacher_sha256(folder), dtype=spec.teacher.dtype)
     return identity, teachers.tokenizer_sha256(loaded.tokenizer)
