@@ -1,0 +1,119 @@
+"""A real Ray cluster of processes on this machine: a head without CPUs, and nodes that can be killed.
+
+It asks for a token, and a Ray that is imported once keeps its own: whoever uses the cluster is a process of its own.
+"""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+START_S = 120.0
+NODE_CPUS = 2
+OBJECT_STORE_BYTES = 100 * 2**20
+SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+    "RAY_health_check_period_ms": "500",
+    "RAY_worker_niceness": "0",  # by default 15: on a busy machine they would hardly run
+}
+
+
+class Cluster:
+    """A head with a job server, and nodes of two CPUs each. `folder` should be short: sockets lie below."""
+
+    def __init__(self, folder: Path) -> None:
+        self.token = secrets.token_hex(32)
+        self._folder = folder
+        self._nodes: list[subprocess.Popen[bytes]] = []
+        self._port, dashboard_port = free_ports(2)
+        self.address = f"http://127.0.0.1:{dashboard_port}"
+        options = ("--head", "--num-cpus=0", f"--port={self._port}", "--ray-client-server-port=0")
+        self._head = self._begin("head", *options, "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}")
+
+    def environment(self, **others: str) -> dict[str, str]:
+        """That of a user who has the cluster's token, and nothing else of Ray's."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return kept | {"RAY_AUTH_TOKEN": self.token} | others
+
+    def add_nodes(self, number: int) -> None:
+        """Starts nodes, all at once."""
+        self._wait_for("head")
+        names = [f"node-{time.monotonic_ns()}-{index}" for index in range(number)]
+        for name in names:
+            self._nodes.append(self._begin(name, f"--address=127.0.0.1:{self._port}", f"--num-cpus={NODE_CPUS}"))
+        for name in names:
+            self._wait_for(name)
+
+    def kill_node(self) -> None:
+        """Kills a node with all its processes, as when a machine dies."""
+        kill_tree(self._nodes.pop())
+
+    def close(self) -> None:
+        for process in [*self._nodes, self._head]:
+            kill_tree(process)
+
+    def _begin(self, name: str, *options: str) -> subprocess.Popen[bytes]:
+        agent_port, metrics_port = free_ports(2)
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+            *("--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"),
+            *(f"--object-store-memory={OBJECT_STORE_BYTES}", f"--metrics-export-port={metrics_port}"),
+            *(f"--dashboard-agent-listen-port={agent_port}", *options),
+        ]
+        environment = self.environment(**SETTINGS, RAY_TMPDIR=str(self._folder))
+        environment.pop("PYTHONPATH", None)  # jobs bring their code
+        with self._log(name).open("wb") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self._folder)
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+    def _wait_for(self, name: str) -> None:
+        wait_until(lambda: "Ray runtime started" in self._log(name).read_text(), START_S, self._log(name).read_text)
+
+
+@contextmanager
+def cluster(folder: Path, *, num_nodes: int) -> Iterator[Cluster]:
+    """A cluster that is up, and gone afterwards."""
+    running = Cluster(folder)
+    try:
+        running.add_nodes(num_nodes)
+        yield running
+    finally:
+        running.close()
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on; all are found before the first is let go."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return ports
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILLs a process and all its descendants."""
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(process.pid)
+        for each in [root, *root.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+    process.wait()
+
+
+def wait_until(happened: Callable[[], bool], limit_s: float, told: Callable[[], str]) -> None:
+    """Waits for something; fails with what `told` has to say."""
+    limit = time.monotonic() + limit_s
+    while not happened():
+        assert time.monotonic() < limit, f"it did not happen in {limit_s:g} s: {told()[-2000:]}"
+        time.sleep(0.05)
