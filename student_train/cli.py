@@ -37,14 +37,24 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _add_submit(commands: Any) -> None:
-    help_text = "train a student on a Ray cluster, as a job"
+    help_text = "train a student, or many, on a Ray cluster, as a job"
     submit = commands.add_parser("submit", help=help_text, description=help_text)
     submission.add_arguments(submit)
+    submit.add_argument("--sweep", action="store_true", help="CONFIG is a sweep's")
     submit.add_argument("--json", action="store_true", help="print the result as JSON")
     submit.set_defaults(work=_submit, render=command.pairs)
 
 
 def _submit(options: argparse.Namespace) -> dict[str, Any]:
+    if options.sweep:
+        from student_train.sweep.config import SweepConfig
+
+        return submission.run(
+            options,
+            SweepConfig,
+            submission.Command(module="student_train.cli", name="sweep", address_key="student.execution.address"),
+            places=lambda config: {"student.caches": config.student.get("caches", ()), "output": [config.output]},
+        )
     return submission.run(
         options,
         StudentSpec,

@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -19,37 +20,58 @@ START_S = 120.0
 NODE_CPUS = 2
 OBJECT_STORE_BYTES = 100 * 2**20
 SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
     "RAY_AUTH_MODE": "token",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "2000",
     "RAY_worker_niceness": "0",  # by default 15: on a busy machine they would hardly run
 }
 
 
-class Cluster:
-    """A head with a job server, and nodes of two CPUs each. `folder` should be short: sockets lie below."""
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """Where a node runs."""
 
-    def __init__(self, folder: Path) -> None:
+    ip: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+    """What runs a command there."""
+
+
+LOCALHOST = Host()
+
+
+class Cluster:
+    """A head with a job server, and nodes of two CPUs each.
+
+    Args:
+        folder: for logs and sockets, which need a short path.
+        head: where all nodes reach it.
+    """
+
+    def __init__(self, folder: Path, head: Host = LOCALHOST) -> None:
         self.token = secrets.token_hex(32)
         self._folder = folder
         self._nodes: list[subprocess.Popen[bytes]] = []
-        self._port, dashboard_port = free_ports(2)
-        self.address = f"http://127.0.0.1:{dashboard_port}"
-        options = ("--head", "--num-cpus=0", f"--port={self._port}", "--ray-client-server-port=0")
-        self._head = self._begin("head", *options, "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}")
+        port, dashboard_port = free_ports(2)
+        self.address = f"http://{head.ip}:{dashboard_port}"
+        self._gcs = f"{head.ip}:{port}"
+        options = ("--head", "--num-cpus=0", f"--port={port}", "--ray-client-server-port=0")
+        dashboard = (f"--dashboard-host={head.ip}", f"--dashboard-port={dashboard_port}")
+        self._head = self._begin("head", head, *options, *dashboard)
 
     def environment(self, **others: str) -> dict[str, str]:
         """That of a user who has the cluster's token, and nothing else of Ray's."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return kept | {"RAY_AUTH_TOKEN": self.token} | others
 
-    def add_nodes(self, number: int) -> None:
+    def add_nodes(self, hosts: Sequence[Host]) -> None:
         """Starts nodes, all at once."""
         self._wait_for("head")
-        names = [f"node-{time.monotonic_ns()}-{index}" for index in range(number)]
-        for name in names:
-            self._nodes.append(self._begin(name, f"--address=127.0.0.1:{self._port}", f"--num-cpus={NODE_CPUS}"))
+        names = [f"node-{time.monotonic_ns()}-{index}" for index in range(len(hosts))]
+        for name, host in zip(names, hosts, strict=True):
+            self._nodes.append(self._begin(name, host, f"--address={self._gcs}", f"--num-cpus={NODE_CPUS}"))
         for name in names:
             self._wait_for(name)
 
@@ -61,16 +83,17 @@ class Cluster:
         for process in [*self._nodes, self._head]:
             kill_tree(process)
 
-    def _begin(self, name: str, *options: str) -> subprocess.Popen[bytes]:
+    def _begin(self, name: str, host: Host, *options: str) -> subprocess.Popen[bytes]:
         agent_port, metrics_port = free_ports(2)
         command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
-            *("--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"),
+            *(*host.prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+            *(f"--node-ip-address={host.ip}", "--min-worker-port=0", "--max-worker-port=0"),
             *(f"--object-store-memory={OBJECT_STORE_BYTES}", f"--metrics-export-port={metrics_port}"),
             *(f"--dashboard-agent-listen-port={agent_port}", *options),
         ]
-        environment = self.environment(**SETTINGS, RAY_TMPDIR=str(self._folder))
-        environment.pop("PYTHONPATH", None)  # jobs bring their code
+        # Nothing else of this process: jobs bring what they need.
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = SETTINGS | {"PATH": path, "RAY_AUTH_TOKEN": self.token, "RAY_TMPDIR": str(self._folder)}
         with self._log(name).open("wb") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self._folder)
 
@@ -82,11 +105,11 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, *, num_nodes: int) -> Iterator[Cluster]:
+def cluster(folder: Path, *, head: Host = LOCALHOST, nodes: Sequence[Host]) -> Iterator[Cluster]:
     """A cluster that is up, and gone afterwards."""
-    running = Cluster(folder)
+    running = Cluster(folder, head)
     try:
-        running.add_nodes(num_nodes)
+        running.add_nodes(nodes)
         yield running
     finally:
         running.close()

@@ -18,7 +18,6 @@ class Relay:
         self._target = (parts.hostname, parts.port)
         self._open: set[socket.socket] = set()
         self._is_cut = False
-        self.num_connections = 0
 
     def cut(self) -> None:
         self._is_cut = True
@@ -31,7 +30,6 @@ class Relay:
 
     def connect(self, client: socket.socket) -> None:
         """Passes bytes both ways until one side ends."""
-        self.num_connections += 1
         if self._is_cut:
             return
         with socket.create_connection(self._target) as server:
@@ -55,8 +53,8 @@ def _pass_bytes(client: socket.socket, server: socket.socket) -> None:
 
 
 @contextmanager
-def relay(address: str) -> Iterator[tuple[Relay, str]]:
-    """A relay to a URL's host and port, and the URL that leads through it."""
+def relay(address: str, ip: str = "127.0.0.1") -> Iterator[tuple[Relay, str]]:
+    """A relay to a URL's host and port, and the URL, with `ip`, that leads through it."""
     through = Relay(address)
 
     class Handler(socketserver.BaseRequestHandler):
@@ -64,9 +62,9 @@ def relay(address: str) -> Iterator[tuple[Relay, str]]:
             with contextlib.suppress(OSError):
                 through.connect(self.request)
 
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+    with socketserver.ThreadingTCPServer((ip, 0), Handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield through, f"http://127.0.0.1:{server.server_address[1]}"
+        yield through, f"http://{ip}:{server.server_address[1]}"
         through.cut()
         server.shutdown()

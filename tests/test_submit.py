@@ -192,9 +192,7 @@ def _own_address(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_own_address")
 class TestServers:
     def test_nobody_answers(self) -> None:
-        with pytest.raises(
-            UserError, match=r"no Ray job server answers at http://127.0.0.1:7; name one"
-        ):
+        with pytest.raises(UserError, match=r"no Ray job server answers at http://127.0.0.1:7; name one"):
             JobServer("http://127.0.0.1:7")
 
     def test_the_environment_names_one(self) -> None:

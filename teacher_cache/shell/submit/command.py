@@ -14,8 +14,6 @@ from teacher_cache.shell.submit.job import PACKAGES, Command, Job, attempt_id, a
 from teacher_cache.shell.submit.server import JobServer
 
 Spec = TypeVar("Spec")
-THE_JOBS_CLUSTER = "execution.address=null"
-"""In a job RAY_ADDRESS names its cluster."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +41,7 @@ def run(
         Interrupted: the job goes on.
     """
     cluster = settings.load(ClusterConfig, options.cluster) if options.cluster else ClusterConfig()
-    overrides = [*options.overrides, THE_JOBS_CLUSTER]
+    overrides = [*options.overrides, f"{command.address_key}=null"]
     spec = settings.load(spec_type, options.config, overrides)
     check_places(places(spec))
     job = make_job(command, spec, settings.as_written(options.config, overrides), cluster, os.environ)

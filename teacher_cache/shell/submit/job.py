@@ -27,6 +27,8 @@ class Command:
 
     module: str
     name: str
+    address_key: str = "execution.address"
+    """Where a configuration names a cluster. In a job nothing stands there: RAY_ADDRESS names its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
