@@ -3,6 +3,7 @@
 It asks for a token, and a Ray that is imported once keeps its own: whoever uses the cluster is a process of its own.
 """
 
+import itertools
 import os
 import secrets
 import socket
@@ -26,6 +27,7 @@ SETTINGS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "2000",
+    "RAY_raylet_start_wait_time_s": "120",
     "RAY_worker_niceness": "0",  # by default 15: on a busy machine they would hardly run
 }
 
@@ -54,10 +56,11 @@ class Cluster:
         self.token = secrets.token_hex(32)
         self._folder = folder
         self._nodes: list[subprocess.Popen[bytes]] = []
-        port, dashboard_port = free_ports(2)
+        self._numbers = itertools.count()
+        port, dashboard_port, client_port = free_ports(3)
         self.address = f"http://{head.ip}:{dashboard_port}"
         self._gcs = f"{head.ip}:{port}"
-        options = ("--head", "--num-cpus=0", f"--port={port}", "--ray-client-server-port=0")
+        options = ("--head", "--num-cpus=0", f"--port={port}", f"--ray-client-server-port={client_port}")
         dashboard = (f"--dashboard-host={head.ip}", f"--dashboard-port={dashboard_port}")
         self._head = self._begin("head", head, *options, *dashboard)
 
@@ -66,18 +69,18 @@ class Cluster:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return kept | {"RAY_AUTH_TOKEN": self.token} | others
 
-    def add_nodes(self, hosts: Sequence[Host]) -> None:
-        """Starts nodes, all at once."""
+    def add_node(self, host: Host = LOCALHOST) -> None:
+        """Starts a node. One after the other: those that start at the same moment choose the same sockets."""
         self._wait_for("head")
-        names = [f"node-{time.monotonic_ns()}-{index}" for index in range(len(hosts))]
-        for name, host in zip(names, hosts, strict=True):
-            self._nodes.append(self._begin(name, host, f"--address={self._gcs}", f"--num-cpus={NODE_CPUS}"))
-        for name in names:
-            self._wait_for(name)
+        name = f"node-{next(self._numbers)}"
+        self._nodes.append(self._begin(name, host, f"--address={self._gcs}", f"--num-cpus={NODE_CPUS}"))
+        self._wait_for(name)
 
-    def kill_node(self) -> None:
-        """Kills a node with all its processes, as when a machine dies."""
-        kill_tree(self._nodes.pop())
+    def kill_node(self, title: str) -> None:
+        """Kills a node that has a process of a title, with all its processes, as when a machine dies."""
+        at_work = next(node for node in self._nodes if title in _titles(node))
+        self._nodes.remove(at_work)
+        kill_tree(at_work)
 
     def close(self) -> None:
         for process in [*self._nodes, self._head]:
@@ -101,7 +104,9 @@ class Cluster:
         return self._folder / f"{name}.log"
 
     def _wait_for(self, name: str) -> None:
-        wait_until(lambda: "Ray runtime started" in self._log(name).read_text(), START_S, self._log(name).read_text)
+        said = self._log(name).read_text
+        wait_until(lambda: "Ray runtime started" in said() or "Traceback" in said(), START_S, said)
+        assert "Traceback" not in said(), said()
 
 
 @contextmanager
@@ -109,7 +114,8 @@ def cluster(folder: Path, *, head: Host = LOCALHOST, nodes: Sequence[Host]) -> I
     """A cluster that is up, and gone afterwards."""
     running = Cluster(folder, head)
     try:
-        running.add_nodes(nodes)
+        for host in nodes:
+            running.add_node(host)
         yield running
     finally:
         running.close()
@@ -122,6 +128,15 @@ def free_ports(number: int) -> list[int]:
     for sock in sockets:
         sock.close()
     return ports
+
+
+def _titles(node: subprocess.Popen[bytes]) -> str:
+    """Those of all its processes."""
+    titles = []
+    for process in psutil.Process(node.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            titles.append(" ".join(process.cmdline()))
+    return "\n".join(titles)
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:

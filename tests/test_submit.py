@@ -24,7 +24,7 @@ from teacher_cache.shell.settings import as_written, load, parse, to_dict
 from teacher_cache.shell.submit import follow
 from teacher_cache.shell.submit.command import explained
 from teacher_cache.shell.submit.config import ClusterConfig
-from teacher_cache.shell.submit.job import Command, Job, attempt_id, attempt_of, job_name, make_job
+from teacher_cache.shell.submit.job import SETTINGS, Command, Job, attempt_id, attempt_of, job_name, make_job
 from teacher_cache.shell.submit.server import JobServer
 from tests import caches
 
@@ -86,7 +86,7 @@ class TestEntrypoint:
 class TestEnvironment:
     def test_only_what_is_named_goes_along(self) -> None:
         job = make({"env": ["KEY"]}, {"KEY": SECRET, "OTHER": "x"})
-        assert job.runtime_env["env_vars"] == {"KEY": SECRET, "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+        assert job.runtime_env["env_vars"] == {"KEY": SECRET} | SETTINGS
 
     def test_what_is_not_set_is_refused(self) -> None:
         with pytest.raises(UserError, match="under `env` are not set here: A, C; set them, or take them out"):

@@ -47,7 +47,7 @@ def test_a_host_that_is_cut_off_is_done_without(
         joined.cut(second)
         assert build.result()["state"] == "succeeded"
         assert verify(open_cache(f"{ceph}/cache")).ok
-        running.add_nodes([third])
+        running.add_node(third)
         config = write_student(tmp_path / "student.yaml", f"{ceph}/cache", f"{ceph}/student", steps=60)
         learn = Submission(running, tmp_path, "student_train.cli", config, *options, **environ)
         learn.wait_for(has(f"{ceph}/student", "checkpoints"))

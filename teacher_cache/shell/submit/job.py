@@ -18,6 +18,10 @@ PACKAGES = ("teacher_cache", "student_train")
 DIGEST_DIGITS = 12
 STOP_WAIT_S = 60
 """How long a job that is stopped may take to withdraw what it has under way, before it is killed."""
+SETTINGS = {
+    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+    "TQDM_MININTERVAL": "10",  # a bar in a log is a line each time
+}
 END = "CONFIGURATION"
 
 
@@ -93,9 +97,7 @@ def runtime_env(cluster: ClusterConfig, environ: Mapping[str, str]) -> dict[str,
         raise UserError(
             f"environment variables under `env` are not set here: {', '.join(unset)}; set them, or take them out"
         )
-    values: dict[str, Any] = {
-        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)} | {name: environ[name] for name in cluster.env}
-    }
+    values: dict[str, Any] = {"env_vars": SETTINGS | {name: environ[name] for name in cluster.env}}
     if cluster.code == "shipped":
         root = Path(__file__).parents[3]
         values["py_modules"] = [str(root / package) for package in PACKAGES]

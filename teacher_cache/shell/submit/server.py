@@ -41,8 +41,9 @@ class JobServer:
         """The record of a job's last attempt; None: there was none."""
         with self._explained():
             jobs = self._client.list_jobs()
-        attempts = [job for job in jobs if job.submission_id and re.fullmatch(rf"{name}-\d+", job.submission_id)]
-        return max(attempts, key=lambda job: attempt_of(job.submission_id), default=None)
+        ids = ((job.submission_id or "", job) for job in jobs)
+        attempts = {attempt_of(job_id): job for job_id, job in ids if re.fullmatch(rf"{name}-\d+", job_id)}
+        return attempts[max(attempts)] if attempts else None
 
     def submit(self, job: Job, job_id: str) -> None:
         """Starts an attempt, unless somebody else has just done so."""
@@ -97,6 +98,6 @@ class JobServer:
 
 
 def _quiet_ray() -> None:
-    """Ray's client says what it uploads, and that it found no token even where none is needed."""
-    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.authentication"):
-        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
+    """Ray's client tells what it packs and uploads, and that it found no token even where none is needed."""
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
