@@ -44,6 +44,20 @@ class Host:
 LOCALHOST = Host()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    host: Host
+    process: subprocess.Popen[bytes]
+
+    def titles(self) -> str:
+        """Those of all its processes."""
+        titles = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                titles.append(" ".join(process.cmdline()))
+        return "\n".join(titles)
+
+
 class Cluster:
     """A head with a job server, and nodes of two CPUs each.
 
@@ -55,7 +69,7 @@ class Cluster:
     def __init__(self, folder: Path, head: Host = LOCALHOST) -> None:
         self.token = secrets.token_hex(32)
         self._folder = folder
-        self._nodes: list[subprocess.Popen[bytes]] = []
+        self._nodes: list[Node] = []
         self._numbers = itertools.count()
         port, dashboard_port, client_port = free_ports(3)
         self.address = f"http://{head.ip}:{dashboard_port}"
@@ -73,17 +87,21 @@ class Cluster:
         """Starts a node. One after the other: those that start at the same moment choose the same sockets."""
         self._wait_for("head")
         name = f"node-{next(self._numbers)}"
-        self._nodes.append(self._begin(name, host, f"--address={self._gcs}", f"--num-cpus={NODE_CPUS}"))
+        process = self._begin(name, host, f"--address={self._gcs}", f"--num-cpus={NODE_CPUS}")
+        self._nodes.append(Node(host=host, process=process))
         self._wait_for(name)
 
-    def kill_node(self, title: str) -> None:
-        """Kills a node that has a process of a title, with all its processes, as when a machine dies."""
-        at_work = next(node for node in self._nodes if title in _titles(node))
-        self._nodes.remove(at_work)
-        kill_tree(at_work)
+    def node_of(self, title: str) -> Node:
+        """A node that runs a process of such a title."""
+        return next(node for node in self._nodes if title in node.titles())
+
+    def kill(self, node: Node) -> None:
+        """Kills a node's processes, as when a machine dies."""
+        self._nodes.remove(node)
+        kill_tree(node.process)
 
     def close(self) -> None:
-        for process in [*self._nodes, self._head]:
+        for process in [*(node.process for node in self._nodes), self._head]:
             kill_tree(process)
 
     def _begin(self, name: str, host: Host, *options: str) -> subprocess.Popen[bytes]:
@@ -128,15 +146,6 @@ def free_ports(number: int) -> list[int]:
     for sock in sockets:
         sock.close()
     return ports
-
-
-def _titles(node: subprocess.Popen[bytes]) -> str:
-    """Those of all its processes."""
-    titles = []
-    for process in psutil.Process(node.pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            titles.append(" ".join(process.cmdline()))
-    return "\n".join(titles)
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:

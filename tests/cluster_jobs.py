@@ -16,7 +16,7 @@ from tests import caches
 from tests.cluster import Cluster, kill_tree, wait_until
 from tests.student_train import runs
 
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0
 
 
 class Submission:
@@ -40,10 +40,12 @@ class Submission:
     def result(self, *, status: int = 0) -> dict[str, Any]:
         """Of the command, once it has ended with a status."""
         try:
-            assert self.process.wait(PATIENCE_S) == status, self.said()[-3000:]
+            wait_until(lambda: self.process.poll() is not None, PATIENCE_S, self.said)
         finally:
             kill_tree(self.process)
-        return json.loads(self.out.read_text() or "{}")
+        assert self.process.returncode == status, self.said()[-3000:]
+        result: dict[str, Any] = json.loads(self.out.read_text() or "{}")
+        return result
 
     def wait_for(self, happened: Callable[[], bool]) -> None:
         """Until something has happened, before the command's end."""

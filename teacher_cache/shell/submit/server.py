@@ -75,7 +75,6 @@ class JobServer:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        import requests
         from ray.exceptions import AuthenticationError, RayError
 
         try:
@@ -87,7 +86,7 @@ class JobServer:
                 f"the job server at {self.address} refuses this user ({error.message.splitlines()[0]}); put the "
                 "cluster's token into RAY_AUTH_TOKEN, or its file's path into RAY_AUTH_TOKEN_PATH"
             ) from None
-        except (ConnectionError, requests.ConnectionError):
+        except ConnectionError:
             raise UserError(
                 f"no Ray job server answers at {self.address}; name one with --address http://HEAD:8265, `address` in "
                 "the cluster's file, or RAY_API_SERVER_ADDRESS"
