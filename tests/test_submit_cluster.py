@@ -66,7 +66,9 @@ def test_a_build_outlives_a_node_and_the_network(running: Cluster, submit: Any, 
     assert re.search(r"num units built +\d", said)
     again = submit("teacher_cache.cli", config, *options, A_SECRET=SECRET).result()
     assert (again["job"], again["state"]) == (result["job"], "succeeded")
-    assert again["message"].startswith("before;")
+    assert again["message"] == "it was done before; --again does it anew"
+    anew = submit("teacher_cache.cli", config, *options, "--again", "--no-wait", A_SECRET=SECRET).result()
+    assert (anew["job"], anew["state"]) == (result["job"].removesuffix("1") + "2", "submitted")
 
 
 def test_a_job_is_left_stopped_and_begun_again(submit: Any, tmp_path: Path) -> None:

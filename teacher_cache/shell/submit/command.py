@@ -10,7 +10,16 @@ from typing import Any, TypeVar
 from teacher_cache.errors import Interrupted, UserError
 from teacher_cache.shell import settings
 from teacher_cache.shell.submit.config import ClusterConfig
-from teacher_cache.shell.submit.job import PACKAGES, Command, Job, attempt_id, attempt_of, check_places, make_job
+from teacher_cache.shell.submit.job import (
+    PACKAGES,
+    Command,
+    Job,
+    attempt_id,
+    attempt_of,
+    check_places,
+    job_name,
+    make_job,
+)
 from teacher_cache.shell.submit.server import JobServer
 
 Spec = TypeVar("Spec")
@@ -22,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", metavar="FILE", help="YAML file with address, code, requirements, env")
     parser.add_argument("--address", metavar="URL", help="of the job server; instead of the one in FILE")
     parser.add_argument("--no-wait", action="store_true", help="end at once, and not with the job")
+    parser.add_argument("--again", action="store_true", help="submit also what has succeeded before")
     parser.add_argument("--stop", action="store_true", help="stop the job that is at work on this configuration")
 
 
@@ -44,16 +54,18 @@ def run(
     overrides = [*options.overrides, f"{command.address_key}=null"]
     spec = settings.load(spec_type, options.config, overrides)
     check_places(places(spec))
+    address = options.address or cluster.address
+    if options.stop:
+        return stop(JobServer(address), job_name(command, spec))
     job = make_job(command, spec, settings.as_written(options.config, overrides), cluster, os.environ)
-    server = JobServer(options.address or cluster.address)
-    return stop(server, job) if options.stop else submit(server, job, wait=not options.no_wait)
+    return submit(JobServer(address), job, wait=not options.no_wait, again=options.again)
 
 
-def submit(server: JobServer, job: Job, *, wait: bool) -> dict[str, Any]:
-    """Starts a job, or joins the one that is at work; one that has succeeded is not started again."""
+def submit(server: JobServer, job: Job, *, wait: bool, again: bool = False) -> dict[str, Any]:
+    """Starts a job, or joins the one that is at work; one that has succeeded is started only `again`."""
     last = server.newest(job.name)
-    if last and last.status == "SUCCEEDED":
-        return _result(last.submission_id, "succeeded", f"before; `ray job delete {last.submission_id}` forgets it")
+    if last and last.status == "SUCCEEDED" and not again:
+        return _result(last.submission_id, "succeeded", "it was done before; --again does it anew")
     if last and not last.status.is_terminal():
         job_id = last.submission_id
         _say(f"job {job_id} is at work on this already; this is its log\n")
@@ -66,13 +78,13 @@ def submit(server: JobServer, job: Job, *, wait: bool) -> dict[str, Any]:
     return _followed(server, job_id)
 
 
-def stop(server: JobServer, job: Job) -> dict[str, Any]:
+def stop(server: JobServer, name: str) -> dict[str, Any]:
     """Stops a job and waits for its end.
 
     Raises:
         UserError: it is not at work.
     """
-    last = server.newest(job.name)
+    last = server.newest(name)
     if last is None or last.status.is_terminal():
         raise UserError(f"no job of this configuration is at work at {server.address}")
     record = server.stop(last.submission_id)
