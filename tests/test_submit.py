@@ -199,6 +199,10 @@ class TestServers:
         with pytest.raises(UserError, match=r"no Ray job server answers at http://127.0.0.1:9;"):
             JobServer(None)
 
+    def test_an_address_without_a_scheme(self) -> None:
+        with pytest.raises(UserError, match=r"address head:8265 has no scheme; write http://head:8265 or https://"):
+            JobServer("head:8265")
+
     def test_something_else_answers(self) -> None:
         with web_server({}) as url, pytest.raises(UserError, match=r"does not do as it should: .*404"):
             JobServer(url)

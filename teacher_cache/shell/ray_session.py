@@ -1,12 +1,15 @@
 """One way to get a Ray: the caller's, a cluster's, or a local one of this process's own."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+
+from tqdm import tqdm
 
 from teacher_cache.errors import UserError
 
@@ -78,14 +81,15 @@ def gpus_each(wanted: float | None, num_workers: int) -> float:
     return wanted
 
 
+@functools.cache
 def tell_room(num_workers: int, *, num_cpus: float, num_gpus: float) -> None:
-    """Tells of workers that the connected cluster has no room for: Ray waits for machines without a word."""
+    """Tells, once, of workers that the cluster has no room for: Ray waits for machines without a word."""
     import ray
 
     needed = {"CPU": num_cpus, "GPU": num_gpus}
     room = sum(num_fitting(node["Resources"], needed) for node in ray.nodes() if node["Alive"])
     if room < num_workers:
-        print(
+        tqdm.write(
             f"the cluster has room for {room} of {num_workers} workers of {num_cpus:g} CPU(s) and {num_gpus:g} GPU(s); "
             "the others wait for more machines: where none will come, lower execution.num_workers or what each takes",
             file=sys.stderr,

@@ -23,6 +23,8 @@ class JobServer:
     """
 
     def __init__(self, address: str | None) -> None:
+        if address and "://" not in address:
+            raise UserError(f"the job server's address {address} has no scheme; write http://{address} or https://…")
         # Before Ray is imported: where Ray finds a token, requests carry it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if address:
@@ -92,7 +94,8 @@ class JobServer:
                 "the cluster's file, or RAY_API_SERVER_ADDRESS"
             ) from None
         except (OSError, RuntimeError, ValueError, RayError) as error:  # requests' own errors are OSErrors
-            reason = str(error).strip().splitlines()[-1]  # a server sends its whole traceback
+            lines = str(error).strip().splitlines()
+            reason = lines[-1 if "Traceback" in str(error) else 0]  # a server sends its own
             raise UserError(f"the job server at {self.address} does not do as it should: {reason}") from None
 
 
