@@ -8,6 +8,7 @@ from typing import Any
 
 from teacher_cache.fidelity import NUM_POSITIONS
 from teacher_cache.shell import command, settings
+from teacher_cache.shell.submit import arguments as submission
 
 NUM_PATHS_SHOWN = 3
 TARGETS = ("masking", "keep", "soft_labels", "hidden")
@@ -26,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     build = _add(commands, "build", "build a cache, or finish one")
     build.add_argument("config", metavar="CONFIG", help="YAML file of a cache")
     build.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example keep.unmasked=0.2 views=1")
+    submission.add_arguments(_add(commands, "submit", "build a cache on a Ray cluster, as a job"))
     plan = _add(commands, "plan", "what a cache will weigh, take and cost, and after how many students it pays")
     plan.add_argument("config", metavar="CONFIG", help="YAML file of a cache, which is not begun")
     plan.add_argument("--prices", metavar="FILE", help="YAML file of prices; without it, physical amounts alone")
@@ -96,6 +98,19 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
     from teacher_cache.pipeline import build
 
     return asdict(build(spec, progress=not options.json))
+
+
+def _submit(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache.config import CacheSpec
+    from teacher_cache.shell.submit.command import run
+    from teacher_cache.shell.submit.job import Command
+
+    return run(
+        options,
+        CacheSpec,
+        Command(module="teacher_cache.cli", name="build"),
+        places=lambda spec: {"cache": [spec.cache], "corpus.paths": spec.corpus.paths},
+    )
 
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:
@@ -228,6 +243,7 @@ def _render_fidelity(result: dict[str, Any]) -> str:
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], command.Render]] = {
     "build": (_build, command.pairs),
+    "submit": (_submit, command.pairs),
     "plan": (_plan, _render_plan),
     "extend": (_extend, command.pairs),
     "info": (_info, _render_info),

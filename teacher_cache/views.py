@@ -144,8 +144,8 @@ def _watched(job: Job, view: int, pending: Sequence[int]) -> Iterator[Receipt]:
             else:
                 metrics.committed(receipt.shard, is_new=receipt.is_new, teacher_s=receipt.teacher_s)
                 num_bytes += receipt.shard.num_bytes
+                bar.set_postfix_str(f"{num_bytes / 2**20:.1f} MiB written", refresh=False)
                 bar.update(receipt.shard.num_tokens)
-                bar.set_postfix_str(f"{num_bytes / 2**20:.1f} MiB written")
             yield receipt
 
 
