@@ -64,7 +64,7 @@ class OnRay:
         workers = self._execution.num_workers
         least = workers[0] if isinstance(workers, tuple) else workers
         num_gpus = gpus_each(self._execution.gpus_per_worker, least)
-        tell_room(least, num_cpus=self._execution.cpus_per_worker, num_gpus=num_gpus)
+        tell_room(least, num_cpus=self._cpus_each, num_gpus=num_gpus)
         left = iter(items)
         while wave := list(islice(left, WAVE_ITEMS)):
             least, most = workers if isinstance(workers, tuple) else (min(workers, len(wave)),) * 2
