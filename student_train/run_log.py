@@ -1,4 +1,4 @@
-"""What a run says of itself while it learns: records in its output, TensorBoard, MLflow, and whoever watches."""
+"""What a run says of itself as it learns: records in its output, TensorBoard, MLflow, Prometheus and who watches."""
 
 import tempfile
 import time
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from student_train.metrics import DESCRIPTIONS, held_out_figures, step_figures
 from student_train.run_folder import (
     HELD_OUT_KEY,
     METRICS_KEY,
@@ -20,6 +21,7 @@ from student_train.run_folder import (
     write_records,
 )
 from student_train.tracking import Tracker
+from teacher_cache.shell.metrics import Metrics
 from teacher_cache.storage.store import Store
 
 SHOW_EVERY_S = 0.5
@@ -39,6 +41,7 @@ class RunLog:
         self._temporary = None if store.is_local else tempfile.TemporaryDirectory()
         self._folder = Path(self._temporary.name if self._temporary else store.path("tensorboard"))
         self._writer = SummaryWriter(str(self._folder), purge_step=after_step + 1)
+        self._metrics = Metrics(DESCRIPTIONS, {"run": store.url})
         self._shown = 0.0
         write_records(store, RUN_KEY, [description])
 
@@ -46,6 +49,7 @@ class RunLog:
         """Notes a step."""
         self._steps.append(report)
         self._write(report.step, step_scalars(report))
+        self._metrics.record(step_figures(report))
         is_due = report.step % self._every_steps == 0 or report.step == report.num_steps
         if is_due or time.monotonic() - self._shown > SHOW_EVERY_S:
             self._shown = time.monotonic()
@@ -56,6 +60,7 @@ class RunLog:
         self._held_out.append(report)
         scalars = {f"held_out/{name}": value for name, value in report.losses.items()}
         self._write(report.step, scalars | {"held_out/accuracy": report.accuracy})
+        self._metrics.record(held_out_figures(report))
         self._show(report)
 
     @property

@@ -18,6 +18,7 @@ from teacher_cache.format import spec as spec_file
 from teacher_cache.format.manifest import Digests, Manifest, Shard
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.spec import Identity
+from teacher_cache.metrics import BuildMetrics
 from teacher_cache.storage.store import Store
 from teacher_cache.workers import Receipt, UnitWorker
 
@@ -91,10 +92,9 @@ def build_view(job: Job, view: int) -> Built:
             if receipt.error:
                 failed.add(receipt.unit)
             elif receipt.is_new:
-                shard = receipt.shard
-                _commit(job, view, shard)
+                _commit(job, view, receipt.shard)
                 num_units += 1
-                num_tokens += shard.num_tokens
+                num_tokens += receipt.shard.num_tokens
                 teacher_s += receipt.teacher_s
     except BaseException as stop:
         with contextlib.suppress(UserError):  # what is under way ends with this call, and is no failed attempt
@@ -126,8 +126,9 @@ def _in_order(job: Job, view: int, done: set[int]) -> list[int]:
 
 
 def _watched(job: Job, view: int, pending: Sequence[int]) -> Iterator[Receipt]:
-    """Receipts, with a progress bar."""
-    num_bytes = 0
+    """Receipts, with a progress bar, and told to Prometheus."""
+    num_bytes, num_done = 0, job.num_units - len(pending)
+    metrics = BuildMetrics(cache=job.store.url, view=view, num_units=job.num_units, num_committed=num_done)
     with tqdm(
         desc=f"view {view}",
         unit=" tokens",
@@ -135,10 +136,13 @@ def _watched(job: Job, view: int, pending: Sequence[int]) -> Iterator[Receipt]:
         disable=not job.progress,
         total=job.corpus.num_tokens,
         # Units hold like numbers of tokens, so those done before are shown by their share.
-        initial=job.corpus.num_tokens * (job.num_units - len(pending)) // job.num_units,
+        initial=job.corpus.num_tokens * num_done // job.num_units,
     ) as bar:
         for receipt in job.ask(view, pending):
-            if not receipt.error:
+            if receipt.error:
+                metrics.failed()
+            else:
+                metrics.committed(receipt.shard, is_new=receipt.is_new, teacher_s=receipt.teacher_s)
                 num_bytes += receipt.shard.num_bytes
                 bar.update(receipt.shard.num_tokens)
                 bar.set_postfix_str(f"{num_bytes / 2**20:.1f} MiB written")

@@ -42,7 +42,7 @@ class Receipt:
     is_fatal: bool = False
     """No fault of the unit: every other one would meet it."""
 
-    @property
+    @cached_property
     def shard(self) -> Shard:
         return TypeAdapter(Shard).validate_json(self.shard_json)
 

@@ -5,7 +5,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before Ray or a store's client is imported.
+from teacher_cache.shell import command
+
+# Before Ray, transformers or a store's client is imported.
+os.environ |= command.QUIET
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
