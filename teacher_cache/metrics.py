@@ -34,13 +34,12 @@ class BuildMetrics:
         self._num_committed += 1
         self._metrics.record({"teacher_cache_view_units_committed": self._num_committed})
         if is_new:
-            self._metrics.record({"teacher_cache_teacher_seconds_total": teacher_s, **shard_figures(shard)})
+            self._metrics.record(shard_figures(shard) | {"teacher_cache_teacher_seconds_total": teacher_s})
 
 
 def shard_figures(shard: Shard) -> dict[str, float]:
     return {
         "teacher_cache_units_total": 1,
-        "teacher_cache_teacher_seconds_total": "For how long teachers were asked about them",
         "teacher_cache_tokens_total": shard.num_tokens,
         "teacher_cache_kept_positions_total": shard.num_kept,
         "teacher_cache_written_bytes_total": shard.num_bytes,

@@ -2,8 +2,8 @@
 
     python -m infra.bench.teacher_pass [--quick] [--json] [--rounds N]
 
-A build is one view of a cache whose text is tokenised and whose codebook is made: starting Ray and one actor, loading
-the teacher, reading, masking, asking, encoding, writing, committing, sealing. What a cache costs once is told apart.
+A build is views that are added to a cache with one: starting Ray and one actor, loading the teacher, reading, masking,
+asking, encoding, writing, committing, sealing. What a cache costs once, tokenising and codebook, is told apart.
 The loops run in this process, on the same inputs, in the same dtype, with the same threads, before and after each
 build. The teacher has BERT-base's shapes and random weights. Text comes packed to full sequences, and as documents of
 natural (log-normal) length. Then one actor of one thread is held against two, on two simulated nodes.
@@ -17,7 +17,7 @@ import random
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +47,30 @@ class Size:
     config: dict[str, int]
     vocab_size: int
     sequence_length: int
-    num_tokens: int
-    """Of the text."""
     loop_tokens: int
     """That a loop takes a turn."""
-    pair_tokens: int
-    """Of the text for one actor against two."""
 
 
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-FULL = Size(
-    config=BERT_BASE,
-    vocab_size=30_522,
-    sequence_length=512,
-    num_tokens=160_000,
-    loop_tokens=16_384,
-    pair_tokens=40_000,
-)
-QUICK = Size(config=SMALL, vocab_size=2000, sequence_length=64, num_tokens=8000, loop_tokens=2000, pair_tokens=2000)
-LENGTHS = {"packed": "full", "natural lengths": "documents"}
-"""Text, and how it is packed."""
+FULL = Size(config=BERT_BASE, vocab_size=30_522, sequence_length=512, loop_tokens=8192)
+QUICK = Size(config=SMALL, vocab_size=2000, sequence_length=64, loop_tokens=2048)
+
+
+@dataclass(frozen=True)
+class Text:
+    packing: str
+    num_loops: int
+    """Its tokens, in tokens of a loop."""
+    num_views: int
+    """Of a build: the more, the less does it matter how long its start takes."""
+    unit_sequences: int
+
+
+TEXTS = {"packed": Text("full", 10, 2, 32), "natural lengths": Text("documents", 6, 1, 64)}
+PAIR = Text("full", 2, 2, 8)
+"""For one actor against two."""
+BATCH_TOKENS = 4096
 
 
 @dataclass
@@ -90,21 +93,20 @@ class Rates:
 class Case:
     """A cache of one packing, and the loops on what it holds."""
 
-    def __init__(self, folder: Path, teacher: Path, size: Size, packing: str, execution: dict[str, Any]) -> None:
-        self._folder, self._size = folder, size
-        self._execution = parse(ExecutionConfig, execution)
-        text = folder / "text.txt"
+    def __init__(self, folder: Path, teacher: Path, size: Size, text: Text, execution: dict[str, Any]) -> None:
+        self._folder, self._size, self._num_views = folder, size, text.num_views
+        self._execution = parse(ExecutionConfig, execution | {"batch_tokens": BATCH_TOKENS})
+        path = folder / "text.txt"
         folder.mkdir(parents=True)
-        text.write_text("\n\n".join(documents(size)) + "\n")
+        path.write_text("\n\n".join(documents(size, text.num_loops * size.loop_tokens)) + "\n")
         values = {
             "cache": str(folder / "cache"),
-            "corpus": {"paths": [str(text)], "sequence_length": size.sequence_length, "packing": packing},
+            "corpus": {"paths": [str(path)], "sequence_length": size.sequence_length, "packing": text.packing},
             "teacher": {"model": str(teacher)},
             "views": 1,
-            "unit_sequences": 64,
-            "execution": execution,
+            "unit_sequences": text.unit_sequences,
         }
-        self.spec = parse(CacheSpec, values)
+        self.spec = replace(parse(CacheSpec, values), execution=self._execution)
 
     def make(self) -> BuildSummary:
         """The cache with its first view."""
@@ -121,14 +123,19 @@ class Case:
         self._inputs = evenly(masked, self._size.loop_tokens)
         return summary
 
-    def build(self, view: int) -> BuildSummary:
-        return extend(self.spec.cache, views=view + 1, execution=self._execution, progress=False)
+    def build(self) -> tuple[float, float]:
+        """Tokens a second of building the next views, and the teacher's share of the time."""
+        before = open_cache(self.spec.cache).num_views
+        done: list[BuildSummary] = []
+        views = before + self._num_views
+        seconds = timed(
+            lambda: done.append(extend(self.spec.cache, views=views, execution=self._execution, progress=False))
+        )
+        return self._num_views * done[0].num_tokens / seconds, done[0].teacher_seconds / seconds
 
     def bare(self) -> float:
         return self._rate(
-            lambda: bare_loop(
-                self._teacher, self._inputs, pad_id=self._pad_id, batch_tokens=self._execution.batch_tokens
-            )
+            lambda: bare_loop(self._teacher, self._inputs, pad_id=self._pad_id, batch_tokens=BATCH_TOKENS)
         )
 
     def script(self) -> float:
@@ -145,12 +152,12 @@ def evenly(masked: list[MaskedSequence], num_tokens: int) -> list[MaskedSequence
     return masked[::step]
 
 
-def documents(size: Size) -> list[str]:
+def documents(size: Size, wanted_tokens: int) -> list[str]:
     """Of log-normal length: the median has a quarter of a sequence's tokens, a tenth of them fill one."""
     words, draw = vocabulary(size), random.Random(0)
     weights = [1 / rank for rank in range(1, len(words) + 1)]
     found, num_tokens = [], 0
-    while num_tokens < size.num_tokens:
+    while num_tokens < wanted_tokens:
         length = min(
             size.sequence_length - 2, max(4, int(draw.lognormvariate(math.log(size.sequence_length / 4), 1.1)))
         )
@@ -179,18 +186,11 @@ def measure_case(case: Case, name: str, num_rounds: int) -> Rates:
         rates.script.append(case.script())
         output.say(f"  {name}: bare {rates.bare[-1]:,.0f} tokens/s, usual script {rates.script[-1]:,.0f}")
         if turn < num_rounds:
-            summary, seconds = built(lambda turn=turn: case.build(turn + 1))
-            rates.build.append(summary.num_tokens / seconds)
-            rates.teacher_share.append(summary.teacher_seconds / seconds)
+            rate, teacher_share = case.build()
+            rates.build.append(rate)
+            rates.teacher_share.append(teacher_share)
             output.say(f"  {name}: build {rates.build[-1]:,.0f} tokens/s, {rates.teacher_share[-1]:.1%} of it asking")
     return rates
-
-
-def built(work: Callable[[], BuildSummary]) -> tuple[BuildSummary, float]:
-    """What a build says, and its seconds with Ray's start and end."""
-    done: list[BuildSummary] = []
-    seconds = timed(lambda: done.append(work()))
-    return done[0], seconds
 
 
 def second_actor(folder: Path, teacher: Path, size: Size) -> tuple[float, dict[str, float]]:
@@ -202,13 +202,10 @@ def second_actor(folder: Path, teacher: Path, size: Size) -> tuple[float, dict[s
             cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
         for num_workers in (1, 2):
-            execution = {"num_workers": num_workers, "cpus_per_worker": 1, "batch_tokens": 4096}
-            small = Size(**vars(size) | {"num_tokens": size.pair_tokens})
-            case = Case(folder / str(num_workers), teacher, small, "full", execution)
-            spec = CacheSpec(**vars(case.spec) | {"unit_sequences": 8})
-            build(spec, progress=False)
-            summary = extend(spec.cache, views=2, execution=spec.execution, progress=False)
-            rates[f"{num_workers} actor(s)"] = summary.num_tokens / summary.seconds
+            execution = {"num_workers": num_workers, "cpus_per_worker": 1}
+            case = Case(folder / str(num_workers), teacher, size, PAIR, execution)
+            build(case.spec, progress=False)
+            rates[f"{num_workers} actor(s)"], _ = case.build()
             output.say(f"  {num_workers} actor(s) of one thread: {rates[f'{num_workers} actor(s)']:,.0f} tokens/s")
     finally:
         ray.shutdown()
@@ -223,10 +220,10 @@ def measure(folder: Path, *, quick: bool, num_rounds: int) -> dict[str, Any]:
     teacher = save_random_teacher(
         folder / "teacher", vocabulary(size), sequence_length=size.sequence_length, **size.config
     )
-    ratios, figures = {}, {}
-    for name, packing in LENGTHS.items():
-        execution = {"num_workers": 1, "cpus_per_worker": threads}
-        case = Case(folder / packing, teacher, size, packing, execution)
+    ratios: dict[str, float] = {}
+    figures: dict[str, Any] = {}
+    for name, text in TEXTS.items():
+        case = Case(folder / text.packing, teacher, size, text, {"num_workers": 1, "cpus_per_worker": threads})
         rates = measure_case(case, name, num_rounds)
         to_bare, to_script = rates.ratios(rates.bare), rates.ratios(rates.script)
         ratios[f"tokens/s, build / bare loop, {name}"] = statistics.median(to_bare)

@@ -14,6 +14,7 @@ from teacher_cache.format.codebook import Codebook
 from teacher_cache.format.row import Row
 from teacher_cache.targets.batching import pad
 from teacher_cache.targets.heads import OutputHead
+from teacher_cache.targets.hidden_code import Levels
 from teacher_cache.targets.side_information import SideInformation, gather, num_features
 from teacher_cache.targets.soft_labels import SoftLabels
 
@@ -65,12 +66,11 @@ class Coder:
             soft_labels=soft_labels,
         ).to(self.device)
 
-    def encode_hidden(self, layer: int, hidden: np.ndarray, side: SideInformation) -> bytes:
-        """Transform-codes the states `[K, d]` of a block."""
+    def quantise_hidden(self, layer: int, hidden: np.ndarray, side: SideInformation) -> Levels:
+        """The levels of the states `[K, d]` of a block."""
         assert self.head is not None, "the transform code needs the teacher's head"
-        code = self.codebook.hidden[layer]
         with torch.inference_mode():
-            return code.compress(code.encode(torch.from_numpy(hidden).to(self.device), side, self.head))
+            return self.codebook.hidden[layer].encode(torch.from_numpy(hidden).to(self.device), side, self.head)
 
     def decode_hidden(self, layer: int, levels: torch.Tensor, side: SideInformation) -> torch.Tensor:
         """Hidden states float32 `[K, d]` from levels int16 `[K, d]`, both on the device."""

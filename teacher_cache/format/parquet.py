@@ -73,7 +73,10 @@ class Column:
 
 @dataclass(frozen=True)
 class File:
-    """An open file, of which nothing is read yet but the footer."""
+    """An open file, of which nothing is read yet but the footer.
+
+    It is read without Arrow's own threads, which may abort a process that ends soon after (apache/arrow issue 34314).
+    """
 
     source: pa.NativeFile
     reader: pq.ParquetFile
@@ -106,7 +109,7 @@ class File:
             UserError: a column or its pages claim more than the column may hold.
         """
         self._check_group(group, names)
-        return self.reader.read_row_group(group, columns=list(names))
+        return self.reader.read_row_group(group, columns=list(names), use_threads=False)
 
     def read_first(self, group: int, name: str) -> Any:
         """The value in the first row of a row group; the others are never unfolded.
@@ -115,7 +118,7 @@ class File:
             UserError: see `read_group`.
         """
         self._check_group(group, [name])
-        batch = next(self.reader.iter_batches(1, row_groups=[group], columns=[name]), None)
+        batch = next(self.reader.iter_batches(1, row_groups=[group], columns=[name], use_threads=False), None)
         if batch is None or not len(batch) or not batch[name][0].is_valid:
             raise UserError(f"the first value of {name} in row group {group} is missing")
         return batch[name][0].as_py()

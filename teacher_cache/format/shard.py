@@ -7,6 +7,7 @@ Legend: K kept positions of a sequence, k top tokens, T temperatures, d hidden s
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,28 +121,32 @@ def _encode_hidden(
     metadata: dict[str, Any],
 ) -> bytes:
     """One row a block; `soft_labels` as a reader will decode them."""
-    values: dict[int, list[bytes]] = {layer: [] for layer in identity.hidden.stored_layers}
+    values: dict[int, list[Future[bytes]]] = {layer: [] for layer in identity.hidden.stored_layers}
     hidden_size = 0  # of no importance without a position
-    for block, soft in zip(blocks, soft_labels, strict=True):
-        side = coder.side_information(block, soft) if coder.codebook.hidden else None
-        for layer, coded in values.items():
-            states = np.concatenate([row.hidden[layer] for row in block])
-            hidden_size = states.shape[1]
-            if side is not None:
-                coded.append(coder.encode_hidden(layer, states, side))
-            else:
-                coded.append(_cast(states, HIDDEN_DTYPES[identity.hidden.code]).tobytes())
+    # Levels are compressed, which needs no interpreter's lock, while the next block is quantised on the device.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for block, soft in zip(blocks, soft_labels, strict=True):
+            side = coder.side_information(block, soft) if coder.codebook.hidden else None
+            for layer, coded in values.items():
+                states = np.concatenate([row.hidden[layer] for row in block])
+                hidden_size = states.shape[1]
+                if side is not None:
+                    levels = coder.quantise_hidden(layer, states, side)
+                    coded.append(pool.submit(coder.codebook.hidden[layer].compress, levels))
+                else:
+                    coded.append(pool.submit(_cast_bytes, states, HIDDEN_DTYPES[identity.hidden.code]))
     columns = {"num_positions": pa.array([len(soft) for soft in soft_labels], pa.int64())}
-    columns |= {hidden_column(layer): pa.array(coded, pa.large_binary()) for layer, coded in values.items()}
+    for layer, coded in values.items():
+        columns[hidden_column(layer)] = pa.array([part.result() for part in coded], pa.large_binary())
     return parquet.write(pa.table(columns), metadata={**metadata, "hidden_size": hidden_size}, row_group_rows=1)
 
 
-def _cast(states: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def _cast_bytes(states: np.ndarray, dtype: np.dtype[Any]) -> bytes:
     with np.errstate(over="ignore"):  # told below
         cast = states.astype(dtype)
     if not np.isfinite(cast).all():
         raise UserError(f"hidden states are not finite in {dtype}; try hidden.code: float32")
-    return cast
+    return cast.tobytes()
 
 
 class ShardReader:

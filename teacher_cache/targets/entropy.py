@@ -1,9 +1,9 @@
 """An entropy coder for many lanes at once: range asymmetric numeral systems with static integer tables.
 
 rANS (Duda 2013, arXiv 1311.2540, section 3; interleaved lanes as in Giesen 2014, arXiv 1402.3392): 32-bit states,
-16-bit words, probabilities in units of 2^-12. Every lane does the same step at the same time, so that NumPy does the
-encoder's work; all lanes share one stream of words. Decoding is compiled and holds no interpreter lock, as it goes on
-beside training. Integers only: what one machine wrote, any other reads.
+16-bit words, probabilities in units of 2^-12. Every lane does the same step at the same time, and all lanes share one
+stream of words. What has many symbols is coded by compiled loops, made of the small functions here: they hold no
+interpreter lock, as they run beside a teacher or a student. Integers only: what one machine wrote, any other reads.
 
 Legend: N table, A symbols of a table, L lanes, W words.
 """
@@ -55,6 +55,11 @@ class Tables:
         return packed.astype(np.uint32)
 
     @cached_property
+    def entries(self) -> np.ndarray:
+        """uint32 `[N, A]`: for each symbol, frequency in bits 16…, start below."""
+        return np.asarray(self.frequencies.astype(np.uint32) << 16 | self.starts)
+
+    @cached_property
     def bits(self) -> np.ndarray:
         """float32 `[N, A]`: what each symbol costs; infinite if it cannot be coded."""
         with np.errstate(divide="ignore"):
@@ -94,7 +99,7 @@ def encode(steps: Sequence[tuple[np.ndarray, np.ndarray]], tables: Tables) -> by
     for table, symbols in reversed(steps):
         frequencies = tables.frequencies[table, symbols].astype(np.uint64)
         if not frequencies.all():
-            raise ValueError("a symbol that its table does not know")
+            raise unknown_symbol()
         state = states[: len(symbols)]
         is_full = state >= frequencies << np.uint64(32 - PRECISION)
         words.append(state[is_full].astype("<u2"))
@@ -128,6 +133,20 @@ def without_symbol(state: np.uint32, entry: np.uint32) -> np.uint32:
 def with_word(state: np.uint32, word: np.uint16) -> np.uint32:
     """Compiled: the state of a lane that took the next word."""
     return state << np.uint32(16) | np.uint32(word)
+
+
+@numba.njit(nogil=True, cache=True)
+def is_full(state: np.uint32, entry: np.uint32) -> np.bool:
+    """Compiled: whether a lane must give a word away before it takes the symbol of an entry of `Tables.entries`."""
+    return state >= entry >> np.uint32(16) << np.uint32(32 - PRECISION)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def with_symbol(state: np.uint32, entry: np.uint32) -> np.uint32:
+    """Compiled: the state of a lane that took a symbol; its frequency must not be 0."""
+    frequency = entry >> np.uint32(16)
+    start = entry & np.uint32(0xFFFF)
+    return (state // frequency << np.uint32(PRECISION)) + state % frequency + start
 
 
 @numba.njit(nogil=True, cache=True)
@@ -177,6 +196,11 @@ class Decoder:
         """Checks that everything was read, and that it was what was written."""
         if self._num_read != len(self.words) or (self.states != LOWEST).any():
             raise damaged()
+
+
+def unknown_symbol() -> ValueError:
+    """What to raise when a symbol has frequency 0: a mistake of the caller."""
+    return ValueError("a symbol that its table does not know")
 
 
 def damaged() -> UserError:

@@ -164,19 +164,16 @@ class HiddenCode:
 
     def compress(self, coded: Levels) -> bytes:
         """The bytes of K positions: number of escapes, escapes, and the entropy coder's stream."""
-        levels = coded.levels.astype(np.int64)
         bounds = self.bounds.numpy()[self.groups]
-        is_escaped = np.abs(levels) >= bounds
-        escapes = ((np.abs(levels) - bounds) // 2)[is_escaped].astype("<u2")
-        rows = table_rows(self.groups, coded.scales) + trellis.quantisers(torch.from_numpy(levels)).numpy()
-        symbols = np.clip(levels, -bounds, bounds) + MAX_MAGNITUDE
-        of_scales = np.full(len(levels), len(self.tables.frequencies) - 1)
-        steps: list[tuple[np.ndarray, np.ndarray]] = []
-        for turn in entropy.turns(len(levels)):
-            steps.append((of_scales[turn], coded.scales[turn].astype(np.int64)))
-            steps += zip(rows[turn].T, symbols[turn].T, strict=True)
-        header = np.array([len(escapes)], "<u4").tobytes()
-        return header + escapes.tobytes() + entropy.encode(steps, self.tables)
+        beyond = np.abs(coded.levels) - bounds.astype(np.int16)
+        escapes = (beyond[beyond >= 0] // 2).astype("<u2")
+        states = np.full(entropy.num_lanes(len(beyond)), entropy.LOWEST)
+        words = np.empty(beyond.size + len(beyond), np.uint16)  # one a symbol at most
+        first = _encode_levels(coded.levels, coded.scales, self.groups, bounds, self.tables.entries, states, words)
+        if first < 0:
+            raise entropy.unknown_symbol()
+        parts = (np.array([len(escapes)], "<u4"), escapes, states.astype("<u4"), words[first:].astype("<u2"))
+        return b"".join(part.tobytes() for part in parts)
 
     def decompress(self, data: bytes, num_positions: int) -> np.ndarray:
         """Levels int16 `[K, d]` from their bytes.
@@ -216,6 +213,47 @@ class HiddenCode:
         if missing:
             raise UserError(f"codebook: {', '.join(sorted(missing))} missing")
         return cls(**{field.name: tensors[field.name] for field in fields(cls)})
+
+
+@numba.njit(nogil=True, cache=True)
+def _encode_levels(
+    levels: np.ndarray,
+    scales: np.ndarray,
+    groups: np.ndarray,
+    limits: np.ndarray,
+    entries: np.ndarray,
+    states: np.ndarray,
+    words: np.ndarray,
+) -> int:
+    """Compiled: fills `words` from their end with levels `[K, d]`; where the first one lies, -1 for an unknown symbol.
+
+    `groups` and `limits` `[d]` are of each component. What `_decode_levels` takes, from the last turn to the first.
+    """
+    num_lanes, place = len(states), len(words)
+    turn = np.empty((levels.shape[1] + 1, num_lanes), np.uint32)
+    num_turns = -(-len(levels) // max(num_lanes, 1))
+    for start in range((num_turns - 1) * num_lanes, -1, -max(num_lanes, 1)):
+        in_turn = min(num_lanes, len(levels) - start)
+        for lane in range(in_turn):
+            scale = np.int64(scales[start + lane])
+            turn[0, lane] = entries[len(entries) - 1, scale]
+            quantiser, previous = np.int64(0), np.int64(0)
+            for component in range(levels.shape[1]):
+                level, limit = np.int64(levels[start + lane, component]), limits[component]
+                table = (groups[component] * NUM_SCALES + scale) * 2 + quantiser
+                turn[component + 1, lane] = entries[table, min(max(level, -limit), limit) + MAX_MAGNITUDE]
+                quantiser, previous = level & 1 ^ previous, quantiser
+        for step in range(levels.shape[1], -1, -1):
+            for lane in range(in_turn - 1, -1, -1):
+                entry, state = turn[step, lane], states[lane]
+                if entry >> np.uint32(16) == 0:
+                    return -1
+                if entropy.is_full(state, entry):
+                    place -= 1
+                    words[place] = np.uint16(state & np.uint32(0xFFFF))
+                    state = state >> np.uint32(16)
+                states[lane] = entropy.with_symbol(state, entry)
+    return place
 
 
 @numba.njit(nogil=True, cache=True)

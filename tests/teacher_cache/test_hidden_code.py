@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teacher_cache.errors import UserError
-from teacher_cache.targets import hidden_fit
+from teacher_cache.targets import entropy, hidden_fit, trellis
 from teacher_cache.targets.heads import OutputHead, head_logits
-from teacher_cache.targets.hidden_code import MAX_VALUE, HiddenCode, Levels
+from teacher_cache.targets.hidden_code import MAX_MAGNITUDE, MAX_VALUE, HiddenCode, Levels, table_rows
 from teacher_cache.targets.hidden_fit import Sample
 from teacher_cache.targets.side_information import SideInformation, features, gather, num_features
 from teacher_cache.targets.soft_labels import SoftLabels, keep_top
@@ -145,7 +145,24 @@ def test_levels_survive_compression(num_positions: int, hidden_size: int, seed: 
     bounds = code.bounds.numpy()[code.groups]
     levels = np.where(np.abs(levels) >= bounds, levels - levels % 2, levels).astype(np.int16)
     given_levels = Levels(levels=levels, scales=draw.integers(0, 4, num_positions).astype(np.uint8))
-    np.testing.assert_array_equal(code.decompress(code.compress(given_levels), num_positions), levels)
+    data = code.compress(given_levels)
+    assert data == compressed_step_by_step(code, given_levels)
+    np.testing.assert_array_equal(code.decompress(data, num_positions), levels)
+
+
+def compressed_step_by_step(code: HiddenCode, given_levels: Levels) -> bytes:
+    """What `compress` has to give, by the entropy coder that is not compiled."""
+    levels = given_levels.levels.astype(np.int64)
+    bounds = code.bounds.numpy()[code.groups]
+    escapes = ((np.abs(levels) - bounds) // 2)[np.abs(levels) >= bounds].astype("<u2")
+    tables = table_rows(code.groups, given_levels.scales) + trellis.quantisers(torch.from_numpy(levels)).numpy()
+    symbols = np.clip(levels, -bounds, bounds) + MAX_MAGNITUDE
+    of_scales = np.full(len(levels), len(code.frequencies) - 1)
+    steps: list[tuple[np.ndarray, np.ndarray]] = []
+    for turn in entropy.turns(len(levels)):
+        steps.append((of_scales[turn], given_levels.scales[turn].astype(np.int64)))
+        steps += zip(tables[turn].T, symbols[turn].T, strict=True)
+    return np.array([len(escapes)], "<u4").tobytes() + escapes.tobytes() + entropy.encode(steps, code.tables)
 
 
 @pytest.mark.parametrize("num_positions", [1, 2, 7])
