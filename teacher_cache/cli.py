@@ -37,7 +37,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="what one worker does, encoding included, as measured elsewhere (default: as measured here)",
     )
-    plan.add_argument("--tokens", type=natural_number, metavar="N", help="of the corpus of which the text is a sample")
+    plan.add_argument(
+        "--tokens",
+        type=natural_number,
+        metavar="N",
+        help="of the corpus of which the text is a sample; give it 200,000 tokens or more",
+    )
     plan.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for build")
     extend = _add(commands, "extend", "add views to a cache, from what it holds itself")
     extend.add_argument("url", metavar="URL", help="folder or s3:// URL of a cache")
@@ -115,7 +120,7 @@ def _submit(options: argparse.Namespace) -> dict[str, Any]:
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:
     from teacher_cache.config import CacheSpec
-    from teacher_cache.plan.costs import Prices
+    from teacher_cache.plan.prices import Prices
 
     spec = settings.load(CacheSpec, options.config, options.overrides)
     prices = settings.load(Prices, options.prices) if options.prices else None

@@ -108,7 +108,7 @@ def compare(planned: Plan, plan_s: float, built: BuildSummary) -> dict[str, Any]
     pairs["seconds, all"] = planned.wall_s, built.seconds
     return {
         "name": "plan",
-        "ratios": {f"{name}, planned / measured": ours / max(theirs, 1e-9) for name, (ours, theirs) in pairs.items()},
+        "ratios": {f"{name}, planned / measured": ours / theirs for name, (ours, theirs) in pairs.items() if theirs},
         "figures": {
             **{f"{name}, planned and measured": list(both) for name, both in pairs.items()},
             "seconds that the plan took": plan_s,

@@ -13,35 +13,15 @@ learns from a cache computes its losses at kept positions only, and is quicker (
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
-
+from teacher_cache.plan.prices import Prices
 from teacher_cache.plan.sizes import Counts, Reading
-from teacher_cache.shell.settings import STRICT
 
-Price = Annotated[float, Field(ge=0)]
 HOUR_S = 3600.0
 GB = 10**9
 STORED_MONTHS = 1
 """Of storage that the build's price includes where it is held against a teacher in memory."""
-
-
-@validated(frozen=True, kw_only=True, config=STRICT)
-class Prices:
-    """What things cost: a YAML file; 1 GB is 10^9 bytes."""
-
-    currency: Annotated[str, Field(min_length=1)]
-    device_hour: Price
-    """Of what one worker runs on: a GPU, or its CPU cores."""
-    storage_gb_month: Price
-    puts_1000: Price
-    """A thousand requests that write."""
-    gets_1000: Price
-    """A thousand requests that read."""
-    egress_gb: Price
-    """Of reading from the store, at the place where students train; often 0 within a region."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from teacher_cache.pipeline import load_teacher
 from teacher_cache.plan.advice import Advice, advise
 from teacher_cache.plan.costs import (
     BuildPrice,
-    Prices,
     StudentEpoch,
     Times,
     Work,
@@ -21,6 +20,7 @@ from teacher_cache.plan.costs import (
     wall_s,
     work,
 )
+from teacher_cache.plan.prices import Prices
 from teacher_cache.plan.rehearsal import Rehearsal, rehearse
 from teacher_cache.plan.sizes import Counts, Sizes, num_objects, reading, sizes
 from teacher_cache.plan.survey import CorpusFigures, survey

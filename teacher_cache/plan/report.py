@@ -112,7 +112,7 @@ def pays(epoch: dict[str, Any], plan: dict[str, Any]) -> str:
     students = math.ceil(epochs / views)
     after = f"{way}: the cache is cheaper {unit} after {epochs:,.2f} student epochs"
     stored = f", {STORED_MONTHS} month of storage included" if plan["build_price"] else ""
-    if students == 1:
+    if students <= 1:
         return f"{after}{stored}: it pays with the first student of {views} epochs"
     return f"{after}{stored}: with student {students:,} of {views} epochs each; caching does not pay for fewer"
 

@@ -19,6 +19,8 @@ from teacher_cache.corpus.streams import CHUNK_BYTES, open_seekable, split_compr
 NUM_SLICES = 32
 SLICE_BYTES = 2**20
 """As stored, compressed or not."""
+MOST_UNLIKE = 1.25
+"""Bytes of the beginning of a compressed file may be so much more text than others."""
 _FED_BYTES = 4096
 _DECODERS: dict[str, Callable[[], Any]] = {
     "gzip": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
@@ -98,7 +100,8 @@ def _around(file: StoredFile, offsets: Sequence[int]) -> Read:
 def _from_the_beginning(file: StoredFile, num_slices: int, codec: str) -> Read:
     stored = _range(file, 0, min(file.num_bytes, num_slices * SLICE_BYTES))
     with store_errors(file.url):
-        text, num_bytes = decompressed(stored, codec)
+        text, used = decompressed(stored, codec)
+    num_bytes = share_of_file(stored, codec, text_bytes=len(text), used=used, file_bytes=file.num_bytes)
     stops = [len(text) * number // num_slices for number in range(num_slices + 1)]
     is_whole = len(stored) == file.num_bytes
     for number, (start, stop) in enumerate(pairwise(stops)):
@@ -128,6 +131,17 @@ def decompressed(stored: bytes, codec: str) -> tuple[bytes, int]:
             if decoder.eof:
                 decoder = _DECODERS[codec]()  # a file may be several, one after the other
     return b"".join(parts), used
+
+
+def share_of_file(stored: bytes, codec: str, *, text_bytes: int, used: int, file_bytes: int) -> float:
+    """Stored bytes that a file's first `text_bytes` stand for: those used for them, or better.
+
+    Zstandard compresses what comes later better, by what came before: a tenth in a file of a megabyte. But most files
+    tell how much text they hold; one that tells far less than there must be is the first of several in one file.
+    """
+    told = zstandard.frame_content_size(stored) if codec == "zstd" and stored else -1
+    share = file_bytes * text_bytes / told if told > 0 else used
+    return share if share < MOST_UNLIKE * used else used
 
 
 def without_ends(data: bytes, separator: bytes, *, is_first: bool, is_last: bool) -> bytes:

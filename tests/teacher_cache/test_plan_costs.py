@@ -10,7 +10,6 @@ from teacher_cache.config import CacheSpec
 from teacher_cache.errors import UserError
 from teacher_cache.plan.advice import advise, lower_quality
 from teacher_cache.plan.costs import (
-    Prices,
     Times,
     build_price,
     pays_after,
@@ -18,6 +17,7 @@ from teacher_cache.plan.costs import (
     wall_s,
     work,
 )
+from teacher_cache.plan.prices import Prices
 from teacher_cache.plan.report import amount, hours, pays, size
 from teacher_cache.plan.sizes import Counts, FileRates, Rates, num_objects, padded_tokens, reading, sizes
 from teacher_cache.shell import settings

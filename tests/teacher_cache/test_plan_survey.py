@@ -14,7 +14,7 @@ import zstandard
 from teacher_cache.config import CorpusConfig
 from teacher_cache.errors import UserError
 from teacher_cache.plan import slices
-from teacher_cache.plan.slices import StoredFile, decompressed, spread, without_ends
+from teacher_cache.plan.slices import StoredFile, decompressed, share_of_file, spread, without_ends
 from teacher_cache.plan.survey import Survey, ratio_error, survey
 from tests import families
 
@@ -154,6 +154,26 @@ class TestPieces:
         found, used = decompressed(whole[: len(whole) // 2], codec)
         assert text.startswith(found)
         assert len(found) / len(text) == pytest.approx(used / len(whole), rel=0.15)
+
+
+class TestShareOfFile:
+    TEXT = "\n".join(documents(0, number=2000)).encode()
+
+    def test_a_file_that_tells_its_text_is_taken_at_its_word(self) -> None:
+        whole = zstandard.compress(self.TEXT)
+        sizes = {"text_bytes": 1000, "file_bytes": len(whole)}
+        share = share_of_file(whole[:500], "zstd", used=len(whole) * 1200 // len(self.TEXT), **sizes)
+        assert share == pytest.approx(len(whole) * 1000 / len(self.TEXT))
+
+    @pytest.mark.parametrize("codec", ["zstd", "gzip"])
+    def test_otherwise_bytes_stand_for_themselves(self, codec: str) -> None:
+        untold = zstandard.ZstdCompressor(write_content_size=False).compress(self.TEXT)
+        assert share_of_file(untold[:500], codec, text_bytes=1000, used=400, file_bytes=9999) == 400
+
+    def test_the_first_of_several_does_not_speak_for_all(self) -> None:
+        several = zstandard.compress(self.TEXT) * 3
+        used = len(several) * 1000 // (3 * len(self.TEXT))
+        assert share_of_file(several[:500], "zstd", text_bytes=1000, used=used, file_bytes=len(several)) == used
 
 
 class TestRatioError:
