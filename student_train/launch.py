@@ -22,7 +22,7 @@ from student_train.run_folder import TrainSummary
 from student_train.sources import idle_workers
 from student_train.worker import run_worker
 from teacher_cache.errors import UserError
-from teacher_cache.shell.ray_session import gpus_each, ray_session
+from teacher_cache.shell.ray_session import gpus_each, ray_session, tell_room
 from teacher_cache.shell.settings import parse, to_dict
 from teacher_cache.storage.store import Store, normal_url
 
@@ -90,6 +90,7 @@ def check(spec: StudentSpec) -> int:
 
 
 def _fit(spec: StudentSpec, num_views: int, watcher: Console) -> TrainSummary:
+    import ray
     from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -98,6 +99,7 @@ def _fit(spec: StudentSpec, num_views: int, watcher: Console) -> TrainSummary:
 
     execution = spec.execution
     num_gpus = gpus_each(execution.gpus_per_worker, execution.min_workers)
+    tell_room(execution.min_workers, num_cpus=execution.cpus_per_worker, num_gpus=num_gpus)
     if execution.min_workers < execution.max_workers:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(RESIZED_START_S))
     resources = {"CPU": execution.cpus_per_worker} | ({"GPU": num_gpus} if num_gpus else {})
@@ -111,7 +113,9 @@ def _fit(spec: StudentSpec, num_views: int, watcher: Console) -> TrainSummary:
         failure_config=FailureConfig(max_failures=execution.max_failures),
         logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # V2's RunConfig has it
     )
-    shown = Queue(actor_options={"num_cpus": 0})
+    # On the driver's machine: it must not die with a worker's.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    shown = Queue(actor_options={"num_cpus": 0, "label_selector": here})
     trainer = TorchTrainer(
         _train_loop,  # type: ignore[arg-type]  # Ray Train V2 hands back rank 0's return value, its types say None
         train_loop_config={"spec": to_dict(spec), "on_gpu": num_gpus > 0, "shown": shown, "num_views": num_views},

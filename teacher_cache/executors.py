@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from teacher_cache.config import ExecutionConfig
 from teacher_cache.errors import UserError
-from teacher_cache.shell.ray_session import gpus_each, ray_session
+from teacher_cache.shell.ray_session import gpus_each, ray_session, tell_room
 
 Item = dict[str, Any]
 WAVE_ITEMS = 10_000
@@ -58,7 +58,9 @@ class OnRay:
         import ray
 
         workers = self._execution.num_workers
-        num_gpus = gpus_each(self._execution.gpus_per_worker, workers[0] if isinstance(workers, tuple) else workers)
+        least = workers[0] if isinstance(workers, tuple) else workers
+        num_gpus = gpus_each(self._execution.gpus_per_worker, least)
+        tell_room(least, num_cpus=self._execution.cpus_per_worker, num_gpus=num_gpus)
         left = iter(items)
         while wave := list(islice(left, WAVE_ITEMS)):
             if isinstance(workers, tuple):

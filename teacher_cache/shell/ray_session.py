@@ -1,11 +1,15 @@
 """One way to get a Ray: the caller's, a cluster's, or a local one of this process's own."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+from tqdm import tqdm
 
 from teacher_cache.errors import UserError
 
@@ -68,9 +72,30 @@ def gpus_each(wanted: float | None, num_workers: int) -> float:
     available = ray.cluster_resources().get("GPU", 0)
     if wanted is None:
         return 1.0 if available >= 1 else 0.0
-    if wanted * num_workers > available and len(ray.nodes()) == 1:
+    # A head without CPUs is no machine for work: it is part of a cluster whose machines come and go.
+    if wanted * num_workers > available and len(ray.nodes()) == 1 and ray.cluster_resources().get("CPU"):
         raise UserError(
             f"execution asks for {num_workers} worker(s) of {wanted:g} GPU(s), this machine has {available:g}; "
             "lower execution.gpus_per_worker or num_workers, or set execution.address to a cluster"
         )
     return wanted
+
+
+@functools.cache
+def tell_room(num_workers: int, *, num_cpus: float, num_gpus: float) -> None:
+    """Tells, once, of workers that the cluster has no room for: Ray waits for machines without a word."""
+    import ray
+
+    needed = {"CPU": num_cpus, "GPU": num_gpus}
+    room = sum(num_fitting(node["Resources"], needed) for node in ray.nodes() if node["Alive"])
+    if room < num_workers:
+        tqdm.write(
+            f"the cluster has room for {room} of {num_workers} workers of {num_cpus:g} CPU(s) and {num_gpus:g} GPU(s); "
+            "the others wait for more machines: where none will come, lower execution.num_workers or what each takes",
+            file=sys.stderr,
+        )
+
+
+def num_fitting(machine: Mapping[str, float], needed: Mapping[str, float]) -> int:
+    """How many workers a machine has room for, by resource."""
+    return min(int(machine.get(name, 0) / amount) for name, amount in needed.items() if amount)
