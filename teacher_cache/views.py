@@ -139,8 +139,8 @@ def _watched(job: Job, view: int, pending: Sequence[int]) -> Iterator[Receipt]:
         for receipt in job.ask(view, pending):
             if not receipt.error:
                 num_bytes += receipt.shard.num_bytes
+                bar.set_postfix_str(f"{num_bytes / 2**20:.1f} MiB written", refresh=False)
                 bar.update(receipt.shard.num_tokens)
-                bar.set_postfix_str(f"{num_bytes / 2**20:.1f} MiB written")
             yield receipt
 
 
