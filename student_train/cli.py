@@ -9,6 +9,7 @@ from typing import Any
 from student_train.config import StudentSpec
 from student_train.report import text
 from teacher_cache.shell import command, settings
+from teacher_cache.shell.submit import command as submission
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example loss.temperature=4 steps=1000")
     run.add_argument("--json", action="store_true", help="print the result as JSON")
     run.set_defaults(work=_run, render=command.pairs)
+    _add_submit(commands)
     _add_sweep(commands)
     _add_debug_batch(commands)
     _add_compare(commands)
@@ -32,6 +34,33 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from student_train.launch import train
 
     return asdict(train(spec))
+
+
+def _add_submit(commands: Any) -> None:
+    help_text = "train a student, or many, on a Ray cluster, as a job"
+    submit = commands.add_parser("submit", help=help_text, description=help_text)
+    submission.add_arguments(submit)
+    submit.add_argument("--sweep", action="store_true", help="CONFIG is a sweep's")
+    submit.add_argument("--json", action="store_true", help="print the result as JSON")
+    submit.set_defaults(work=_submit, render=command.pairs)
+
+
+def _submit(options: argparse.Namespace) -> dict[str, Any]:
+    if options.sweep:
+        from student_train.sweep.config import SweepConfig
+
+        return submission.run(
+            options,
+            SweepConfig,
+            submission.Command(module="student_train.cli", name="sweep", address_key="student.execution.address"),
+            places=lambda config: {"student.caches": config.student.get("caches", ()), "output": [config.output]},
+        )
+    return submission.run(
+        options,
+        StudentSpec,
+        submission.Command(module="student_train.cli", name="run"),
+        places=lambda spec: {"caches": spec.caches, "output": [spec.output]},
+    )
 
 
 def _add_sweep(commands: Any) -> None:

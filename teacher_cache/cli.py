@@ -9,6 +9,7 @@ from typing import Any
 from teacher_cache.config import ExecutionConfig
 from teacher_cache.fidelity import NUM_POSITIONS
 from teacher_cache.shell import command, settings
+from teacher_cache.shell.submit import command as submission
 
 EXECUTION_HELP = "how the work is done, as under `execution` in a configuration: num_workers=2"
 
@@ -25,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     build = _add(commands, "build", "build a cache, or finish one")
     build.add_argument("config", metavar="CONFIG", help="YAML file of a cache")
     build.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example keep.unmasked=0.2 views=1")
+    submission.add_arguments(_add(commands, "submit", "build a cache on a Ray cluster, as a job"))
     extend = _add(commands, "extend", "add views to a cache, from what it holds itself")
     extend.add_argument("url", metavar="URL", help="folder or s3:// URL of a cache")
     extend.add_argument("--views", type=natural_number, required=True, help="how many there are to be")
@@ -84,6 +86,17 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
     from teacher_cache.pipeline import build
 
     return asdict(build(spec, progress=not options.json))
+
+
+def _submit(options: argparse.Namespace) -> dict[str, Any]:
+    from teacher_cache.config import CacheSpec
+
+    return submission.run(
+        options,
+        CacheSpec,
+        submission.Command(module="teacher_cache.cli", name="build"),
+        places=lambda spec: {"cache": [spec.cache], "corpus.paths": spec.corpus.paths},
+    )
 
 
 def _info(options: argparse.Namespace) -> dict[str, Any]:
@@ -181,6 +194,7 @@ def _render_fidelity(result: dict[str, Any]) -> str:
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], command.Render]] = {
     "build": (_build, command.pairs),
+    "submit": (_submit, command.pairs),
     "extend": (_extend, command.pairs),
     "info": (_info, _render_info),
     "copy": (_copy, command.pairs),

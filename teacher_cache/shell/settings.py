@@ -29,16 +29,29 @@ def load(spec_type: type[Spec], path: str | Path, overrides: Sequence[str] = ())
     Raises:
         UserError: the file is missing or no mapping, an override is malformed, or a value is refused.
     """
+    return parse(spec_type, _read(path, overrides, resolve=True), source=str(path))
+
+
+def as_written(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a YAML file with overrides, `${…}` as it stands there.
+
+    Raises:
+        UserError: the file is missing or no mapping, or an override is malformed.
+    """
+    return _read(path, overrides, resolve=False)
+
+
+def _read(path: str | Path, overrides: Sequence[str], *, resolve: bool) -> dict[str, Any]:
     try:
         written = OmegaConf.load(path)
         if not isinstance(written, DictConfig):
             raise UserError(f"configuration {path} must be a mapping of keys to values, not a list")
-        values: Any = OmegaConf.to_container(_overridden(written, overrides), resolve=True)
+        values: Any = OmegaConf.to_container(_overridden(written, overrides), resolve=resolve)
     except FileNotFoundError:
         raise UserError(f"configuration file {path} does not exist") from None
     except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"configuration {path} cannot be read: {error}") from None
-    return parse(spec_type, values, source=str(path))
+    return dict(values)
 
 
 def from_overrides(spec_type: type[Spec], overrides: Sequence[str]) -> Spec:
