@@ -1,9 +1,8 @@
 """A job's log, copied until the job ends, over connections that may break."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -31,8 +30,7 @@ def follow(server: JobServer, job_id: str, write: Write, *, patience_s: float = 
     """
     log, lost_since = _Log(server, job_id, write), None
     while True:
-        with contextlib.suppress(*LOST):
-            asyncio.run(log.copy())
+        is_whole = log.copy()
         try:
             record = server.record(job_id)
         except LOST as error:
@@ -45,6 +43,8 @@ def follow(server: JobServer, job_id: str, write: Write, *, patience_s: float = 
         else:
             lost_since = None
             if record.status.is_terminal():
+                if not is_whole:
+                    log.copy()
                 return record
         time.sleep(RETRY_S)
 
@@ -66,19 +66,18 @@ class _Log:
         self._server, self._job_id, self._write = server, job_id, write
         self._num_written = 0
 
-    async def copy(self) -> None:
-        """Writes what is new, until the log ends or nothing comes for a while."""
+    def copy(self) -> bool:
+        """Writes what is new; whether that was all to the log's end, or a connection was lost or silent before."""
+        try:
+            asyncio.run(self._copy())
+        except LOST:
+            return False
+        return True
+
+    async def _copy(self) -> None:
         num_read, texts = 0, self._server.log(self._job_id)
-        while text := await _next(texts):
+        while text := await asyncio.wait_for(anext(texts, ""), SILENCE_S):
             num_read += len(text)
             if num_read > self._num_written:
                 self._write(text[self._num_written - num_read :])
                 self._num_written = num_read
-
-
-async def _next(texts: AsyncIterator[str]) -> str:
-    """The next piece of a log; empty at its end, and where nothing comes for a while."""
-    try:
-        return await asyncio.wait_for(anext(texts, ""), SILENCE_S)
-    except TimeoutError:
-        return ""
