@@ -84,7 +84,6 @@ def test_reports_hold_every_figure_of_a_run(tmp_path):
 
 @pytest.mark.ray
 def test_rays_endpoint_tells_of_a_build_and_a_run(tmp_path):
-    pytest.importorskip("prometheus_client", reason="needs ray[default]")
     cache = caches.make_spec(tmp_path / "cache", execution=ON_RAY)
     student: dict[str, Any] = {"caches": [cache.cache], "output": str(tmp_path / "run"), "batch_sequences": 16}
     student |= {"steps": 120, "held_out_sequences": 8, "execution": ON_RAY | {"evaluation_steps": 40}}
