@@ -67,8 +67,8 @@ class Text:
     unit_sequences: int
 
 
-TEXTS = {"packed": Text("full", 10, 2, 32), "natural lengths": Text("documents", 6, 1, 64)}
-PAIR = Text("full", 2, 2, 8)
+TEXTS = {"packed": Text("full", 8, 2, 32), "natural lengths": Text("documents", 4, 1, 64)}
+PAIR = Text("full", 2, 1, 8)
 """For one actor against two."""
 BATCH_TOKENS = 4096
 
