@@ -40,8 +40,13 @@ class Work:
             "views": NUM_VIEWS,
             "unit_sequences": UNIT_SEQUENCES,
             # One sequence at a time: a unit's second attempt has smaller micro-batches, and the last bits of a
-            # float depend on their size, but here all are equal.
-            "execution": {"num_workers": num_workers, "gpus_per_worker": 0, "batch_tokens": SEQUENCE_LENGTH},
+            # float depend on their size, as on the number of threads, but here all are equal.
+            "execution": {
+                "num_workers": num_workers,
+                "gpus_per_worker": 0,
+                "cpus_per_worker": 1,
+                "batch_tokens": SEQUENCE_LENGTH,
+            },
         }
         path = self.folder / f"{name}-{num_workers}.yaml"
         path.write_text(json.dumps(values))
