@@ -34,7 +34,7 @@ def make_spec(tmp_path: Path, corpus: Path, teacher: Path) -> Callable[..., Cach
             "teacher": {"model": str(teacher)},
             "views": 1,
             "unit_sequences": 16,
-            "execution": {"num_workers": 0},
+            "execution": {"num_workers": 0, "cpus_per_worker": 1},  # the last bits depend on the threads
         }
         for key, value in changes.items():
             values[key] = values.get(key, {}) | value if isinstance(value, dict) else value
