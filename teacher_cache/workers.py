@@ -106,6 +106,7 @@ class UnitWorker(_TeacherWorker):
     """Asks the teacher unit by unit, and commits what it said unless the driver does.
 
     Two threads may call it at once: while one unit is encoded and written, the teacher is asked about the other.
+    Without a GPU encoding would take the teacher's own cores, and only writing goes on beside it.
     A unit that the teacher cannot do is tried again with a quarter of the micro-batch, and given up after
     `attempts.MAX_ATTEMPTS`. Whatever else goes wrong, as with the store, would go wrong with every unit: it is fatal.
     """
@@ -113,7 +114,8 @@ class UnitWorker(_TeacherWorker):
     def __init__(self, *, run: str, commits: bool, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._run, self._commits = run, commits
-        self._asking_turn, self._encoding_turn = threading.RLock(), threading.RLock()
+        self._asking_turn = threading.RLock()
+        self._encoding_turn = threading.RLock() if self._device.type == "cuda" else self._asking_turn
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         view, unit = int(item["view"]), int(item["unit"])
@@ -182,7 +184,7 @@ class UnitWorker(_TeacherWorker):
             coder = self._coder
             with _failing_unit():
                 encoded = encode_unit(rows, self._identity, coder, view=view, unit=unit)
-            return put_shard(self._store, rows, encoded, view=view, unit=unit)
+        return put_shard(self._store, rows, encoded, view=view, unit=unit)
 
     @cached_property
     def _coder(self) -> "Coder":

@@ -28,9 +28,11 @@ def cache(tmp_path: Path) -> str:
     return build_cache(tmp_path / "cache").url
 
 
-def ask(cache: str, *asked: int) -> list[dict[str, Any]]:
-    """Receipts of units that are given to one worker together."""
+def ask(cache: str, *asked: int, as_on_gpu: bool) -> list[dict[str, Any]]:
+    """Receipts of units that are given to one worker together; `as_on_gpu` with a turn of its own for encoding."""
     worker = UnitWorker(url=cache, batch_tokens=100, num_threads=1, on_gpu=False, run="run", commits=True)
+    if as_on_gpu:
+        worker._encoding_turn = threading.RLock()
     with ThreadPoolExecutor(CALLS_PER_ACTOR) as pool:
         return list(pool.map(worker, [{"view": VIEW, "unit": unit, "repair": False} for unit in asked]))
 
@@ -39,21 +41,23 @@ def during(monkeypatch: pytest.MonkeyPatch, home: Any, name: str, work: Callable
     """Calls `work` with the number of earlier calls and the unit, before each call of a function of a unit."""
     real, calls = getattr(home, name), itertools.count()
 
-    def called(rows: Any, *arguments: Any, **named: Any) -> Any:
+    def called(*arguments: Any, **named: Any) -> Any:
+        rows = next(argument for argument in arguments if isinstance(argument, list))
         first = rows[0][0] if home is units else rows[0]
         work(next(calls), first.sequence_id // UNIT_SEQUENCES)
-        return real(rows, *arguments, **named)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(home, name, called)
 
 
-def test_one_unit_is_encoded_while_the_teacher_is_asked_about_the_next(
-    cache: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("as_on_gpu", "beside"), [(True, "encode_unit"), (False, "put_shard")])
+def test_the_teacher_is_asked_about_a_unit_while_another_is_encoded_on_a_gpu_or_written(
+    as_on_gpu: bool, beside: str, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = threading.Barrier(2, timeout=PATIENCE_S)
-    during(monkeypatch, shard, "encode_unit", lambda call, _: call == 0 and both.wait())
+    during(monkeypatch, shard, beside, lambda call, _: call == 0 and both.wait())
     during(monkeypatch, units, "ask_unit", lambda call, _: call == 1 and both.wait())
-    assert [receipt["error"] for receipt in ask(cache, 0, 1)] == ["", ""]
+    assert [receipt["error"] for receipt in ask(cache, 0, 1, as_on_gpu=as_on_gpu)] == ["", ""]
     assert manifest.committed_units(Store(cache), VIEW) == {0, 1}
 
 
@@ -70,7 +74,7 @@ def test_a_unit_that_may_have_ended_a_process_has_the_next_one_to_itself(
 
     during(monkeypatch, units, "ask_unit", work)
     during(monkeypatch, shard, "encode_unit", work)
-    assert all(receipt["is_new"] for receipt in ask(cache, 1, 0, 2, 3, 4))
+    assert all(receipt["is_new"] for receipt in ask(cache, 1, 0, 2, 3, 4, as_on_gpu=True))
     begins, ends, _ = zip(*(span for span in spans if span[2] == 0), strict=True)
     others = [span for span in spans if span[2] != 0]
     assert len(begins) == 2
