@@ -50,15 +50,29 @@ def during(monkeypatch: pytest.MonkeyPatch, home: Any, name: str, work: Callable
     monkeypatch.setattr(home, name, called)
 
 
-@pytest.mark.parametrize(("as_on_gpu", "beside"), [(True, "encode_unit"), (False, "put_shard")])
-def test_the_teacher_is_asked_about_a_unit_while_another_is_encoded_on_a_gpu_or_written(
-    as_on_gpu: bool, beside: str, cache: str, monkeypatch: pytest.MonkeyPatch
+def test_on_a_gpu_a_unit_is_encoded_while_the_teacher_is_asked_about_the_next(
+    cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = threading.Barrier(2, timeout=PATIENCE_S)
-    during(monkeypatch, shard, beside, lambda call, _: call == 0 and both.wait())
+    during(monkeypatch, shard, "encode_unit", lambda call, _: call == 0 and both.wait())
     during(monkeypatch, units, "ask_unit", lambda call, _: call == 1 and both.wait())
-    assert [receipt["error"] for receipt in ask(cache, 0, 1, as_on_gpu=as_on_gpu)] == ["", ""]
+    assert [receipt["error"] for receipt in ask(cache, 0, 1, as_on_gpu=True)] == ["", ""]
     assert manifest.committed_units(Store(cache), VIEW) == {0, 1}
+
+
+def test_without_a_gpu_a_unit_is_written_while_the_teacher_is_asked_about_another(
+    cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, asked = threading.Event(), threading.Event()
+
+    def write(call: int, _: int) -> None:
+        if call == 0:
+            writing.set()
+            assert asked.wait(PATIENCE_S)
+
+    during(monkeypatch, shard, "put_shard", write)
+    during(monkeypatch, units, "ask_unit", lambda *_: writing.is_set() and asked.set())
+    assert [receipt["error"] for receipt in ask(cache, 0, 1, 2, as_on_gpu=False)] == ["", "", ""]
 
 
 def test_a_unit_that_may_have_ended_a_process_has_the_next_one_to_itself(
