@@ -18,7 +18,7 @@ Item = dict[str, Any]
 WAVE_ITEMS = 10_000
 """Items given to Ray at once: each costs the driver an object."""
 CALLS_PER_ACTOR = 2
-"""At once: one that asks the teacher, one that encodes and writes."""
+"""At once: one that asks the teacher, one that writes what it said."""
 
 
 class Executor(Protocol):

@@ -54,7 +54,7 @@ def make_inputs(folder: Path, *, quick: bool) -> tuple[str, str]:
 
 def make_spec(folder: Path, teacher: str, corpus: str, overrides: list[str]) -> CacheSpec:
     """The defaults, in this process; `overrides` as on a command line."""
-    given = settings.from_overrides(
+    return settings.from_overrides(
         CacheSpec,
         [
             f"cache={folder / 'cache'}",
@@ -66,7 +66,6 @@ def make_spec(folder: Path, teacher: str, corpus: str, overrides: list[str]) -> 
             *overrides,
         ],
     )
-    return given
 
 
 def measured_bytes(url: str) -> dict[str, int]:

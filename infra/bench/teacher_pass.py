@@ -26,10 +26,10 @@ import torch
 from ray.cluster_utils import Cluster
 
 from infra.bench import output
-from infra.bench.loading.payload import SYLLABLES
+from infra.bench.loading.payload import words_of
 from infra.bench.random_teacher import save_random_teacher
 from infra.bench.teacher_loops import bare_loop, usual_script
-from infra.bench.training import timed
+from infra.bench.training import device, timed
 from teacher_cache import CacheSpec, build, open_cache
 from teacher_cache.config import ExecutionConfig
 from teacher_cache.format.sequences import Sequences
@@ -111,7 +111,8 @@ class Case:
     def make(self) -> BuildSummary:
         """The cache with its first view."""
         summary = build(self.spec, progress=False)
-        loaded, cache = load_teacher(str(open_cache(self.spec.cache).teacher.folder)), open_cache(self.spec.cache)
+        cache = open_cache(self.spec.cache)
+        loaded = load_teacher(str(cache.teacher.folder))
         dtype = getattr(torch, self.spec.teacher.dtype)
         self._teacher = Teacher(loaded, dtype, device())
         self._model = copy.deepcopy(loaded.model).to(device(), dtype)  # type: ignore[arg-type]  # transformers' own signature
@@ -154,7 +155,7 @@ def evenly(masked: list[MaskedSequence], num_tokens: int) -> list[MaskedSequence
 
 def documents(size: Size, wanted_tokens: int) -> list[str]:
     """Of log-normal length: the median has a quarter of a sequence's tokens, a tenth of them fill one."""
-    words, draw = vocabulary(size), random.Random(0)
+    words, draw = words_of(size.vocab_size), random.Random(0)
     weights = [1 / rank for rank in range(1, len(words) + 1)]
     found, num_tokens = [], 0
     while num_tokens < wanted_tokens:
@@ -164,15 +165,6 @@ def documents(size: Size, wanted_tokens: int) -> list[str]:
         found.append(" ".join(draw.choices(words, weights, k=length)))
         num_tokens += length + 2
     return found
-
-
-def vocabulary(size: Size) -> list[str]:
-    words = [first + second + third for first in SYLLABLES for second in SYLLABLES for third in SYLLABLES]
-    return words[: size.vocab_size - 5]
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def measure_case(case: Case, name: str, num_rounds: int) -> Rates:
@@ -218,7 +210,7 @@ def measure(folder: Path, *, quick: bool, num_rounds: int) -> dict[str, Any]:
     size = QUICK if quick else FULL
     threads = torch.get_num_threads()
     teacher = save_random_teacher(
-        folder / "teacher", vocabulary(size), sequence_length=size.sequence_length, **size.config
+        folder / "teacher", words_of(size.vocab_size), sequence_length=size.sequence_length, **size.config
     )
     ratios: dict[str, float] = {}
     figures: dict[str, Any] = {}

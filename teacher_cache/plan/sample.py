@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from teacher_cache.format.sequences import StoredSequence
 from teacher_cache.format.shard_columns import BLOCK_SEQUENCES
 from teacher_cache.format.spec import Identity
-from teacher_cache.masking import Vocabulary, mask_sequence
+from teacher_cache.masking import Vocabulary
+from teacher_cache.units import mask_unit
 
 SAMPLE_TOKENS = 65_536
 """That the teacher is asked about beside the codebook's sample, in whole blocks."""
@@ -45,14 +46,7 @@ def masked_shares(
     num_tokens = num_labels = num_kept = 0
     for place in range(0, total, -(-total // MASKED_SEQUENCES)):
         sequence, view = stored[place // num_views], place % num_views
-        masked = mask_sequence(
-            sequence.input_ids,
-            sequence.sequence_id,
-            view,
-            masking=identity.masking,
-            keep=identity.keep,
-            vocabulary=vocabulary,
-        )
+        ((_, masked),) = mask_unit([sequence], view, identity=identity, vocabulary=vocabulary)
         num_tokens += len(sequence.input_ids)
         num_labels += len(masked.label_positions)
         num_kept += len(masked.kept_positions)

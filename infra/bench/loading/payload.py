@@ -13,7 +13,7 @@ from typing import Any
 
 from infra.bench.loading.contender import SHARD_ROWS, Contender
 from infra.bench.output import say
-from infra.bench.random_teacher import save_random_teacher
+from infra.bench.random_teacher import SPECIAL, save_random_teacher
 from teacher_cache import CacheSpec, build
 from teacher_cache.format.cache import open_cache
 from teacher_cache.shell.settings import parse
@@ -49,7 +49,7 @@ def make_caches(folder: Path, size: Size) -> None:
 
 def make_cache(folder: Path, name: str, size: Size, **overrides: Any) -> str:
     """Builds the cache `name` below a folder, if it is not there; its URL. Teacher and text lie beside it."""
-    words = [first + second + third for first, second, third in product(SYLLABLES, repeat=3)][: size.vocab_size - 5]
+    words = words_of(size.vocab_size)
     config: dict[str, Any] = {
         "hidden_size": size.hidden_size,
         "num_hidden_layers": 1,
@@ -71,6 +71,12 @@ def make_cache(folder: Path, name: str, size: Size, **overrides: Any) -> str:
     }
     build(parse(CacheSpec, values | overrides), progress=False)
     return str(folder / name)
+
+
+def words_of(vocab_size: int) -> list[str]:
+    """All of a vocabulary but for the special tokens."""
+    words = ["".join(syllables) for syllables in product(SYLLABLES, repeat=3)]
+    return words[: vocab_size - len(SPECIAL)]
 
 
 def _documents(words: list[str], size: Size) -> Iterator[str]:
