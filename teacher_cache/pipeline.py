@@ -30,7 +30,7 @@ from teacher_cache.single_writer import writable
 from teacher_cache.storage.store import Store
 from teacher_cache.storage.urls import redacted
 from teacher_cache.verify import Verification, verify
-from teacher_cache.views import Built, Job, build_view, repair_view
+from teacher_cache.views import Built, Job, build_views, repair_views
 from teacher_cache.workers import CodebookWorker
 
 if TYPE_CHECKING:  # torch is loaded only by who asks a teacher
@@ -121,8 +121,7 @@ def repair(url: str, *, execution: ExecutionConfig, progress: bool = True) -> Ve
     if not found.bad_units:
         return found
     with opened(url, execution, progress=progress) as job:
-        for view in sorted({view for view, _ in found.bad_units}):
-            repair_view(job, view, [unit for bad, unit in found.bad_units if bad == view])
+        repair_views(job, found.bad_units)
     return verify(open_cache(url))
 
 
@@ -155,7 +154,7 @@ def opened(url: str, execution: ExecutionConfig, *, progress: bool) -> Iterator[
 def _build_views(job: Job, num_views: int, start: float) -> BuildSummary:
     """Builds views that are not sealed; `start` is when the call began."""
     asked = time.perf_counter()
-    built = [build_view(job, view) for view in range(num_views)]
+    built = build_views(job, num_views)
     end = time.perf_counter()
     return _summary(job, built, seconds=end - start, asked_s=end - asked)
 

@@ -1,10 +1,10 @@
-"""One view: its units given to workers, what failed reported, and the view sealed when whole."""
+"""Views: their units given to workers, what failed reported, and each view sealed when whole."""
 
 import contextlib
 import random
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,13 +47,13 @@ class Job:
     def worker_arguments(self) -> dict[str, Any]:
         return {"url": self.store.url, "batch_tokens": self.execution.batch_tokens}
 
-    def ask(self, view: int, units: Sequence[int], *, repair: bool = False) -> Iterator[Receipt]:
-        """Receipts of units, in any order.
+    def ask(self, units: Iterable[tuple[int, int]], *, repair: bool = False) -> Iterator[Receipt]:
+        """Receipts of units, each named by view and number, in any order.
 
         Raises:
             UserError: something failed that would fail for every unit.
         """
-        items = ({"view": view, "unit": unit, "repair": repair} for unit in units)
+        items = ({"view": view, "unit": unit, "repair": repair} for view, unit in units)
         arguments = {**self.worker_arguments, "run": self.run, "commits": not self.store.single_writer}
         for item in self.workers.actors(items, UnitWorker, arguments):
             receipt = Receipt(**item)
@@ -74,39 +74,76 @@ class Built:
     """The whole view."""
 
 
-def build_view(job: Job, view: int) -> Built:
-    """Builds the units of a view that are not committed yet, and seals it.
+class _View:
+    """A view under way."""
+
+    def __init__(self, job: Job, view: int) -> None:
+        self._job, self.view = job, view
+        generation = manifest.newest_generation(job.store, view)
+        self.sealed = None if generation is None else manifest.read(job.store, view, generation)
+        self.pending = [] if self.sealed else _in_order(job, view)
+        self.num_committed = job.num_units - len(self.pending)
+        self.failed: set[int] = set()
+        self._num_units, self._num_tokens, self._teacher_s = 0, 0, 0.0
+        self._metrics = BuildMetrics(
+            cache=job.store.url, view=view, num_units=job.num_units, num_committed=self.num_committed
+        )
+
+    def take(self, receipt: Receipt) -> None:
+        if receipt.error:
+            self._metrics.failed()
+            self.failed.add(receipt.unit)
+            return
+        self.num_committed += 1
+        self._metrics.committed(receipt.shard, is_new=receipt.is_new, teacher_s=receipt.teacher_s)
+        if receipt.is_new:
+            _commit(self._job, self.view, receipt.shard)
+            self._num_units += 1
+            self._num_tokens += receipt.shard.num_tokens
+            self._teacher_s += receipt.teacher_s
+
+    def seal_if_whole(self) -> None:
+        job = self._job
+        if not self.sealed and self.num_committed == job.num_units:
+            self.sealed = manifest.seal(
+                job.store,
+                view=self.view,
+                num_units=job.num_units,
+                fingerprint=job.identity.fingerprint,
+                digests=_origin(job),
+            )
+
+    def built(self) -> Built:
+        assert self.sealed
+        return Built(
+            num_units=self._num_units, num_tokens=self._num_tokens, teacher_s=self._teacher_s, sealed=self.sealed
+        )
+
+
+def build_views(job: Job, num_views: int) -> list[Built]:
+    """Builds the units of views that are not committed yet, by one pool of workers, and seals each view when whole.
 
     Raises:
         UserError: some units failed; all others are committed.
         Interrupted: what is committed stays so.
     """
-    generation = manifest.newest_generation(job.store, view)
-    if generation is not None:
-        return Built(num_units=0, num_tokens=0, teacher_s=0.0, sealed=manifest.read(job.store, view, generation))
-    pending = _in_order(job, view, manifest.committed_units(job.store, view))
-    num_units, num_tokens, teacher_s = 0, 0, 0.0
-    failed: set[int] = set()
+    views = [_View(job, view) for view in range(num_views)]
     try:
-        for receipt in _watched(job, view, pending):
-            if receipt.error:
-                failed.add(receipt.unit)
-            elif receipt.is_new:
-                _commit(job, view, receipt.shard)
-                num_units += 1
-                num_tokens += receipt.shard.num_tokens
-                teacher_s += receipt.teacher_s
+        for view in views:
+            view.seal_if_whole()
+        for receipt in _watched(job, views):
+            views[receipt.view].take(receipt)
+            views[receipt.view].seal_if_whole()
     except BaseException as stop:
+        unsealed = [view for view in views if not view.sealed]
         with contextlib.suppress(UserError):  # what is under way ends with this call, and is no failed attempt
-            attempts.withdraw(job.store, view, run=job.run)
-        if isinstance(stop, KeyboardInterrupt):
-            raise _interrupted(job, view) from None
+            for view in unsealed:
+                attempts.withdraw(job.store, view.view, run=job.run)
+        if isinstance(stop, KeyboardInterrupt) and unsealed:
+            raise _interrupted(job, unsealed[0].view) from None
         raise
-    _check_failed(job, view, failed)
-    sealed = manifest.seal(
-        job.store, view=view, num_units=job.num_units, fingerprint=job.identity.fingerprint, digests=_origin(job)
-    )
-    return Built(num_units=num_units, num_tokens=num_tokens, teacher_s=teacher_s, sealed=sealed)
+    _check_failed(job, views)
+    return [view.built() for view in views]
 
 
 def _interrupted(job: Job, view: int) -> Interrupted:
@@ -117,32 +154,33 @@ def _interrupted(job: Job, view: int) -> Interrupted:
     )
 
 
-def _in_order(job: Job, view: int, done: set[int]) -> list[int]:
+def _in_order(job: Job, view: int) -> list[int]:
     """Units to do, those with marks last; builders who start at once begin at different places."""
+    done = manifest.committed_units(job.store, view)
     pending = [unit for unit in range(job.num_units) if unit not in done]
     start = random.Random(job.run).randrange(max(1, len(pending)))
     marked = attempts.marks(job.store, view).keys()
     return sorted(pending[start:] + pending[:start], key=lambda unit: unit in marked)
 
 
-def _watched(job: Job, view: int, pending: Sequence[int]) -> Iterator[Receipt]:
-    """Receipts, with a progress bar, and told to Prometheus."""
-    num_bytes, num_done = 0, job.num_units - len(pending)
-    metrics = BuildMetrics(cache=job.store.url, view=view, num_units=job.num_units, num_committed=num_done)
+def _watched(job: Job, views: Sequence[_View]) -> Iterator[Receipt]:
+    """Receipts of all pending units, view after view, with a progress bar."""
+    open_views = [view for view in views if not view.sealed]
+    if not open_views:
+        return
+    first, last = open_views[0].view, open_views[-1].view
+    num_bytes = 0
     with tqdm(
-        desc=f"view {view}",
+        desc=f"view {first}" if first == last else f"views {first} to {last}",
         unit=" tokens",
         unit_scale=True,
         disable=not job.progress,
-        total=job.corpus.num_tokens,
+        total=job.corpus.num_tokens * len(open_views),
         # Units hold like numbers of tokens, so those done before are shown by their share.
-        initial=job.corpus.num_tokens * num_done // job.num_units,
+        initial=job.corpus.num_tokens * sum(view.num_committed for view in open_views) // job.num_units,
     ) as bar:
-        for receipt in job.ask(view, pending):
-            if receipt.error:
-                metrics.failed()
-            else:
-                metrics.committed(receipt.shard, is_new=receipt.is_new, teacher_s=receipt.teacher_s)
+        for receipt in job.ask((view.view, unit) for view in open_views for unit in view.pending):
+            if not receipt.error:
                 num_bytes += receipt.shard.num_bytes
                 bar.set_postfix_str(f"{num_bytes / 2**20:.1f} MiB written", refresh=False)
                 bar.update(receipt.shard.num_tokens)
@@ -156,28 +194,31 @@ def _commit(job: Job, view: int, shard: Shard) -> None:
         attempts.withdraw(job.store, view, unit=shard.unit)
 
 
-def _check_failed(job: Job, view: int, failed: set[int]) -> None:
+def _check_failed(job: Job, views: Sequence[_View]) -> None:
     """Reports units that were given up, and forgets their attempts, so that the next build tries them.
 
     Raises:
         UserError: there are any.
     """
-    if not failed:
-        return
-    marks = {unit: keys for unit, keys in attempts.marks(job.store, view).items() if unit in failed}
+    told = [failure for view in views if view.failed and (failure := _failure(job, view))]
+    if told:
+        raise UserError("\n".join([*told, "mend the cause and run the build again: it does only these"]))
+
+
+def _failure(job: Job, view: _View) -> str:
+    """What became of a view's failed units; empty if others did them meanwhile, and the view is sealed."""
+    marks = {unit: keys for unit, keys in attempts.marks(job.store, view.view).items() if unit in view.failed}
     causes = {unit: {key: attempts.cause(job.store, key) for key in keys} for unit, keys in marks.items()}
     if any(cause is None and job.run not in key for found in causes.values() for key, cause in found.items()):
-        _wait_for_others(job, view, failed)
-    failed = failed - manifest.committed_units(job.store, view)
-    if not failed:
-        return
+        _wait_for_others(job, view.view, view.failed)
+    failed = view.failed - manifest.committed_units(job.store, view.view)
+    view.num_committed = job.num_units - len(failed)
+    view.seal_if_whole()
     for unit in failed:
-        attempts.withdraw(job.store, view, unit=unit)
-    told = "\n".join(f"  {_told(job, unit, list(causes.get(unit, {}).values()))}" for unit in sorted(failed)[:5])
-    raise UserError(
-        f"{len(failed)} of {job.num_units} units of view {view} failed, all others are committed:\n{told}\n"
-        "mend the cause and run the build again: it does only these"
-    )
+        attempts.withdraw(job.store, view.view, unit=unit)
+    units = [f"  {_told(job, unit, list(causes.get(unit, {}).values()))}" for unit in sorted(failed)[:5]]
+    first = f"{len(failed)} of {job.num_units} units of view {view.view} failed, all others are committed:"
+    return "\n".join([first, *units]) if failed else ""
 
 
 def _wait_for_others(job: Job, view: int, units: set[int]) -> None:
@@ -207,17 +248,19 @@ def _origin(job: Job) -> Digests:
     )
 
 
-def repair_view(job: Job, view: int, units: Sequence[int]) -> dict[int, Shard]:
-    """Asks the teacher again about units of a sealed view, and adds a generation to its manifest where they differ.
+def repair_views(job: Job, bad_units: Sequence[tuple[int, int]]) -> None:
+    """Asks the teacher again about units of sealed views, and adds a generation to the manifests where they differ.
 
     Raises:
-        UserError: a unit failed again; the manifest is as it was.
+        UserError: a unit failed again; its view's manifest is as it was.
     """
-    receipts = list(job.ask(view, units, repair=True))
-    if errors := [f"unit {receipt.unit}: {receipt.error}" for receipt in receipts if receipt.error]:
-        raise UserError(f"view {view} is not repaired, the teacher fails at {'; '.join(errors)}")
-    sealed = manifest.read(job.store, view)
-    made = {receipt.unit: receipt.shard for receipt in receipts}
-    if changed := {unit: shard for unit, shard in made.items() if shard != sealed.shards[unit]}:
-        manifest.add_generation(job.store, sealed, changed)
-    return made
+    receipts = list(job.ask(bad_units, repair=True))
+    failed = [receipt for receipt in receipts if receipt.error]
+    for view in sorted({view for view, _ in bad_units} - {receipt.view for receipt in failed}):
+        sealed = manifest.read(job.store, view)
+        made = {receipt.unit: receipt.shard for receipt in receipts if receipt.view == view}
+        if changed := {unit: shard for unit, shard in made.items() if shard != sealed.shards[unit]}:
+            manifest.add_generation(job.store, sealed, changed)
+    if failed:
+        told = "; ".join(f"unit {receipt.unit} of view {receipt.view}: {receipt.error}" for receipt in failed)
+        raise UserError(f"not all is repaired, the teacher fails at {told}")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # torch is loaded only by who asks a teacher
 class Receipt:
     """What became of a unit."""
 
+    view: int
     unit: int
     shard_json: str = ""
     """Empty where there is none."""
@@ -122,28 +123,32 @@ class UnitWorker(_TeacherWorker):
         try:
             return asdict(self._repair(view, unit) if item["repair"] else self._commit(view, unit))
         except Exception as failure:
-            return asdict(Receipt(unit=unit, error=_told(failure, f"unit {unit} of view {view} failed"), is_fatal=True))
+            return asdict(
+                Receipt(view=view, unit=unit, error=_told(failure, f"unit {unit} of view {view} failed"), is_fatal=True)
+            )
 
     def _commit(self, view: int, unit: int) -> Receipt:
         with contextlib.suppress(FileNotFoundError):  # by another builder, or by an actor that died before it told
             there = manifest.read_commit(self._store, view, unit, self._identity.fingerprint)
-            return Receipt(unit=unit, shard_json=_to_json(there))
+            return Receipt(view=view, unit=unit, shard_json=_to_json(there))
         made = self._attempt(view, unit)
         if made is None:
-            return Receipt(unit=unit, error="given up")
+            return Receipt(view=view, unit=unit, error="given up")
         shard, teacher_s = made
         if self._commits:
             shard = manifest.commit(self._store, view, shard, self._identity.fingerprint)
             attempts.withdraw(self._store, view, unit=unit)
-        return Receipt(unit=unit, shard_json=_to_json(shard), is_new=True, teacher_s=teacher_s)
+        return Receipt(view=view, unit=unit, shard_json=_to_json(shard), is_new=True, teacher_s=teacher_s)
 
     def _repair(self, view: int, unit: int) -> Receipt:
         masked = self._unit(view, unit)
         try:
             rows, teacher_s = self._ask(masked, self._batch_tokens)
-            return Receipt(unit=unit, shard_json=_to_json(self._write(view, unit, rows)), teacher_s=teacher_s)
+            return Receipt(
+                view=view, unit=unit, shard_json=_to_json(self._write(view, unit, rows)), teacher_s=teacher_s
+            )
         except _UnitError as failure:
-            return Receipt(unit=unit, error=_told(failure.cause, f"unit {unit} of view {view} failed"))
+            return Receipt(view=view, unit=unit, error=_told(failure.cause, f"unit {unit} of view {view} failed"))
 
     def _attempt(self, view: int, unit: int) -> tuple[Shard, float] | None:
         """The unit's shard, and for how long the teacher was asked (s); None where it has had its attempts."""

@@ -141,9 +141,8 @@ def plan(folder: Path, num_units: int) -> None:
         workers=workers,
         progress=False,
     )
-    done = manifest.committed_units(job.store, 0)
-    list(job.ask(0, _in_order(job, 0, done)))
-    assert workers.num_items == num_units - len(done)
+    list(job.ask((0, unit) for unit in _in_order(job, 0)))
+    assert workers.num_items == num_units - len(manifest.committed_units(job.store, 0))
 
 
 def seal(folder: Path, num_units: int) -> None:

@@ -116,6 +116,20 @@ class TestPoison:
         assert open_cache(spec.cache).num_views == 1
         assert marks(spec.cache) == {}
 
+    def test_a_unit_that_fails_keeps_no_other_view_from_being_sealed(self, tmp_path: Path) -> None:
+        spec = make_spec(tmp_path / "cache", views=2)
+
+        def answer(unit: int, _: int, rows: list[Row]) -> list[Row]:
+            if [asked_unit for asked_unit, _ in calls].count(UNIT) <= attempts.MAX_ATTEMPTS and unit == UNIT:
+                raise MemoryError
+            return rows
+
+        with asked(answer) as calls, pytest.raises(UserError, match="^1 of 5 units of view 0 failed"):
+            run(spec)
+        assert [manifest.newest_generation(Store(spec.cache), view) for view in range(2)] == [None, 0]
+        assert run(spec).num_units_built == 1
+        assert verify(open_cache(spec.cache)).ok
+
     @pytest.mark.parametrize("num_shards", [1, 6])
     def test_a_full_disk_ends_the_build_with_one_message_and_it_goes_on_when_there_is_room(
         self, num_shards: int, tmp_path: Path, reference: CacheSpec
@@ -220,6 +234,34 @@ class TestUnitsOfOthers:
         assert digests(spec.cache) == digests(reference.cache)
 
 
+class TestPool:
+    def test_all_views_of_a_build_are_asked_by_one_pool_and_sealed_one_after_the_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A teacher is loaded once, and students need not wait for the last view."""
+        spec = make_spec(tmp_path / "cache", views=3)
+        sealed_at: list[int] = []
+
+        class Counted(UnitWorker):
+            num_made = 0
+
+            def __init__(self, **arguments: Any) -> None:
+                super().__init__(**arguments)
+                Counted.num_made += 1
+
+            def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+                sealed_at.append(open_cache(spec.cache).num_views)
+                return super().__call__(item)
+
+        monkeypatch.setattr(views, "UnitWorker", Counted)
+        run(spec)
+        assert Counted.num_made == 1
+        assert sealed_at == [0] * 5 + [1] * 5 + [2] * 5
+        with asked() as calls:
+            assert run(replace(spec, views=4)).num_units_built == 5
+        assert len(calls) == 5
+
+
 class TestExtend:
     def test_views_are_added_without_corpus_and_teacher(self, tmp_path: Path, spec: CacheSpec) -> None:
         run(spec)
@@ -302,7 +344,7 @@ class TestRepair:
     def test_a_teacher_that_fails_changes_nothing(self, spec: CacheSpec) -> None:
         run(spec)
         flip(only(spec.cache, f"shards/00000/{UNIT:09d}-*.labels.parquet"))
-        with asked(fails_at(UNIT, MemoryError())), pytest.raises(UserError, match=r"view 0 is not repaired, .*unit 2"):
+        with asked(fails_at(UNIT, MemoryError())), pytest.raises(UserError, match=r"not all is repaired, .*unit 2 of view 0"):
             pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False)
         assert verify(open_cache(spec.cache)).bad_units == [(0, UNIT)]
 
