@@ -67,7 +67,7 @@ class Text:
     unit_sequences: int
 
 
-TEXTS = {"packed": Text("full", 8, 2, 32), "natural lengths": Text("documents", 4, 1, 64)}
+TEXTS = {"packed": Text("full", 8, 3, 32), "natural lengths": Text("documents", 4, 3, 64)}
 PAIR = Text("full", 2, 1, 8)
 """For one actor against two."""
 BATCH_TOKENS = 4096

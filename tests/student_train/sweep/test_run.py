@@ -175,9 +175,9 @@ def kill_with_its_ray(process: subprocess.Popen[bytes]) -> None:
 @pytest.mark.ray
 def test_a_sweep_that_is_ended_goes_on(default_cache, tmp_path):
     """Ctrl-C, then SIGKILL of the driver alone, then of it and its Ray, each in mid-sweep."""
-    space = {"steps": {"choose": [3, 40, 41]}}
+    space = {"steps": {"choose": [3, 120, 121]}}
     path = write_config(tmp_path, make_values(tmp_path / "sweep", space, caches=[default_cache.url]))
-    short, middle, long = (tmp_path / "sweep" / f"{index:03}-steps={n}" for index, n in enumerate((3, 40, 41)))
+    short, middle, long = (tmp_path / "sweep" / f"{index:03}-steps={n}" for index, n in enumerate((3, 120, 121)))
     log = tmp_path / "log"
     finished: dict[str, int] = {}
     for end in (interrupt, kill, kill_with_its_ray):
