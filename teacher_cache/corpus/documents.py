@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from teacher_cache.corpus.streams import CHUNK_BYTES, open_seekable, store_errors, text_chunks
+from teacher_cache.storage.streams import CHUNK_BYTES, open_seekable, store_errors, text_chunks
 from teacher_cache.errors import UserError
 
 PIECE_CHARACTERS = 1 << 20

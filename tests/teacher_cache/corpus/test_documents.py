@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from teacher_cache.corpus import documents, streams
+from teacher_cache.corpus import documents
 from teacher_cache.corpus.documents import Piece, cut, pieces
 from teacher_cache.corpus.files import describe
 from teacher_cache.corpus.sequences import pack
