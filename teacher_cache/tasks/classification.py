@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.errors import UserError
+from teacher_cache.tasks.config import TaskConfig
 from teacher_cache.tasks.metrics import MEAN, measure
 from teacher_cache.tasks.record import Task
 from teacher_cache.tasks.table import Table
@@ -33,7 +34,12 @@ def label_names(table: Table, label: str) -> tuple[str, ...]:
 
 
 def examples(
-    table: Table, *, text: Sequence[str], label: str, labels: Sequence[str], kind: Literal["classification", "regression"]
+    table: Table,
+    *,
+    text: Sequence[str],
+    label: str,
+    labels: Sequence[str],
+    kind: Literal["classification", "regression"],
 ) -> dict[str, list[Any]]:
     """The columns of a task's examples, texts without whitespace around them.
 
@@ -52,10 +58,10 @@ def examples(
     return columns | {"label": [_place(table, label, row, places) for row in rows]}
 
 
-def encode(batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+def encode(batch: dict[str, list[Any]], tokenizer: Any, config: TaskConfig) -> dict[str, list[Any]]:
     """Features of some examples; too long texts are cut, of a pair the longer first."""
     texts = [batch[name] for name in TEXTS if name in batch]
-    encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length)
+    encoded = tokenizer(*texts, truncation="longest_first", max_length=config.max_length)
     return dict(encoded) | {"labels": batch["label"]}
 
 

@@ -48,7 +48,9 @@ def read_table(url: str, names: Sequence[str]) -> Table:
             return read_tsv(url, names)
         case ".jsonl" | ".ndjson":
             return _jsonl(url, names)
-    raise UserError(f"{url}: its extension tells no layout; known are .csv, .tsv and .jsonl, each also with .gz or .zst")
+    raise UserError(
+        f"{url}: its extension tells no layout; known are .csv, .tsv and .jsonl, each also with .gz or .zst"
+    )
 
 
 def read_tsv(
@@ -123,7 +125,9 @@ def _select(url: str, header: Sequence[str], rows: Rows, names: Sequence[str]) -
     lines = []
     for line, fields in rows:
         if len(fields) != len(header):
-            raise UserError(f"{url} line {line} has {len(fields)} columns, and the header has {len(header)}; mend the line")
+            raise UserError(
+                f"{url} line {line} has {len(fields)} columns, and the header has {len(header)}; mend the line"
+            )
         for name, place in zip(names, places, strict=True):
             columns[name].append(fields[place])
         lines.append(line)

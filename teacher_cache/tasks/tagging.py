@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.errors import UserError
+from teacher_cache.tasks.config import TaskConfig
 from teacher_cache.tasks.conll import OUTSIDE, Sentence, entity_types
 from teacher_cache.tasks.record import Task
 
@@ -36,29 +37,32 @@ def examples(url: str, sentences: Sequence[Sentence], labels: Sequence[str]) -> 
     for sentence in sentences:
         for line, tag in zip(sentence.lines, sentence.tags, strict=True):
             if tag not in places:
-                raise UserError(f"{url} line {line}: {tag!r} is no tag of the train file, which has {', '.join(labels)}")
+                raise UserError(
+                    f"{url} line {line}: {tag!r} is no tag of the train file, which has {', '.join(labels)}"
+                )
     tags = [[places[tag] for tag in sentence.tags] for sentence in sentences]
     return {"words": [sentence.words for sentence in sentences], "tags": tags}
 
 
-def encode(batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+def encode(batch: dict[str, list[Any]], tokenizer: Any, config: TaskConfig) -> dict[str, list[Any]]:
     """Features of some sentences. `labels` holds a word's tag at its first token, otherwise IGNORED; `words` the
     word's place there, otherwise -1.
 
-    Words are joined by spaces, which all tokenizers then see alike; the space at the start lets byte-level ones take the
-    first word as any other.
+    Words are joined by spaces, which all tokenizers then see alike; the space at the start lets byte-level ones take
+    the first word as any other.
     """
     encoded = tokenizer(
         [" " + " ".join(words) for words in batch["words"]],
         truncation=True,
-        max_length=max_length,
+        max_length=config.max_length,
         return_offsets_mapping=True,
     )
     ends = [end_offsets(encoded, row) for row in range(len(batch["words"]))]
     del encoded["offset_mapping"]
     first = [first_tokens(words, offsets) for words, offsets in zip(batch["words"], ends, strict=True)]
     labels = [
-        [IGNORED if word < 0 else tags[word] for word in words] for words, tags in zip(first, batch["tags"], strict=True)
+        [IGNORED if word < 0 else tags[word] for word in words]
+        for words, tags in zip(first, batch["tags"], strict=True)
     ]
     return dict(encoded) | {"labels": labels, "words": first}
 
@@ -93,7 +97,7 @@ def first_tokens(words: Sequence[str], ends: Sequence[int]) -> list[int]:
 
 
 def score(task: Task, predictions: NDArray[Any], features: "Dataset") -> dict[str, float]:
-    """Precision, recall and F1 of entities, type and both ends right, by strict IOB2 as in conlleval.
+    """Precision, recall and F1 of entities, type and both ends right, by strict IOB2.
 
     Words of which the model saw no token, behind `max_length` above all, count as predicted O.
 
