@@ -20,6 +20,7 @@ from teacher_cache.corpus.documents import Piece, cut, pieces
 from teacher_cache.corpus.files import describe
 from teacher_cache.corpus.sequences import pack
 from teacher_cache.errors import UserError
+from teacher_cache.storage import streams
 from tests.teacher_cache.corpus.texts import DOCUMENTS, flat, write
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
