@@ -16,8 +16,8 @@ MAX_LENGTH = 128
 
 
 @cache
-def make(kind: str, **options: Any) -> Any:
-    return _MAKERS[kind](model_max_length=MAX_LENGTH, **options)
+def make(kind: str, *, model_max_length: int = MAX_LENGTH, **options: Any) -> Any:
+    return _MAKERS[kind](model_max_length=model_max_length, **options)
 
 
 def _wordpiece(**options: Any) -> BertTokenizer:
