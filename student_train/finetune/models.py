@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from teacher_cache.tasks.record import Kind, Task
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -30,6 +29,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.storage.store import Store
 from teacher_cache.storage.urls import normal_url
 from teacher_cache.targets.heads import FAMILIES
+from teacher_cache.tasks.record import Kind, Task
 
 AUTO_MODELS: dict[Kind, Any] = {
     "classification": AutoModelForSequenceClassification,
@@ -78,7 +78,7 @@ def describe(name: str, path: str, *, max_lengths: Mapping[str, int]) -> ModelRe
     if lost := sorted(key for key in absent if not key.startswith("pooler.")):  # masked-LM models have none
         raise UserError(f"model {name!r} is no whole model: {path} lacks {', '.join(lost[:8])}")
     _check_tokenizer(name, tokenizer)
-    _check_positions(name, config, max_lengths)
+    _check_lengths(name, config, tokenizer, max_lengths)
     tensors = {key: tensor for key, tensor in encoder.named_parameters() if key not in absent}
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
     return ModelRecord(
@@ -115,16 +115,18 @@ def _check_tokenizer(name: str, tokenizer: Any) -> None:
         raise UserError(f"model {name!r} has no tokenizer files; put its tokenizer.json beside the model")
 
 
-def _check_positions(name: str, config: PreTrainedConfig, max_lengths: Mapping[str, int]) -> None:
+def _check_lengths(
+    name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, max_lengths: Mapping[str, int]
+) -> None:
     limit = getattr(config, "max_position_embeddings", math.inf)
     family = FAMILIES.get(config.model_type)
     if family and family.positions_follow_pad:
         limit -= config.pad_token_id + 1
+    limit = min(limit, tokenizer.model_max_length)
     for task, length in max_lengths.items():
         if length > limit:
             raise UserError(
-                f"tasks.{task}.max_length is {length}, model {name!r} has {limit} positions; "
-                f"lower it to at most {limit}"
+                f"tasks.{task}.max_length is {length}, model {name!r} takes {limit} tokens; lower it to at most {limit}"
             )
 
 

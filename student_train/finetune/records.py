@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from teacher_cache.tasks.record import TaskFile
 
 from student_train.finetune.config import FinetuneConfig, safe_name
 from teacher_cache.errors import UserError
@@ -24,6 +23,7 @@ from teacher_cache.format import documents
 from teacher_cache.format.spec import differences
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
+from teacher_cache.tasks.record import TaskFile
 
 RECIPE_KEY = "finetune.json"
 MODEL_FOLDER = "model"

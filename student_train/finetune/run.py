@@ -3,9 +3,7 @@
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-
-from teacher_cache.tasks.config import TaskConfig
-from teacher_cache.tasks.task import load_task
+from importlib.util import find_spec
 
 from student_train.console import say
 from student_train.finetune import records
@@ -15,9 +13,12 @@ from student_train.finetune.plan import Plan, Run, done_of
 from student_train.finetune.pools import pool
 from student_train.finetune.records import Results, RunRecord, TaskRecord
 from student_train.finetune.text import line
+from teacher_cache.errors import UserError
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
 from teacher_cache.storage.urls import normal_url
+from teacher_cache.tasks.config import TaskConfig
+from teacher_cache.tasks.task import load_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     Raises:
         UserError: bad input, found before a run starts; or the output holds runs that cannot be compared with these.
     """
+    if find_spec("accelerate") is None:
+        raise UserError("fine-tuning needs accelerate: pip install 'teacher-cache[tasks]'")
     config = with_absolute_paths(config)
     store, recipe = Store(config.output), records.recipe_of(config)
     tasks = [_task_record(name, task) for name, task in config.tasks.items()]

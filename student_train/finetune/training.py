@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from teacher_cache.tasks.record import Task
-from teacher_cache.tasks.task import features, load_task, score
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
@@ -28,6 +26,8 @@ from student_train.finetune.models import load_model, load_tokenizer, local_path
 from student_train.finetune.plan import Run
 from student_train.finetune.records import MODEL_FOLDER, RunRecord, run_key
 from teacher_cache.storage.store import Store
+from teacher_cache.tasks.record import Task
+from teacher_cache.tasks.task import features, load_task, score
 
 CLIP_NORM = 1.0
 """As in BERT's own fine-tuning."""
