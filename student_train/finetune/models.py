@@ -134,12 +134,12 @@ def _sha256(tensors: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerFast
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     for key in sorted(tensors):
         digest.update(f"{key} {list(tensors[key].shape)} ".encode())
-        digest.update(tensors[key].detach().contiguous().numpy())
+        digest.update(tensors[key].detach().contiguous().numpy().data)
     return digest.hexdigest()
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerFast:
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return tokenizer
 
 
