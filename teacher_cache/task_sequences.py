@@ -11,8 +11,9 @@ from teacher_cache.format.sequences import StoredSequence, TokenisedFile
 from teacher_cache.format.spec import TaskKind
 from teacher_cache.storage.store import Store
 from teacher_cache.task_teacher import segments_of
-from teacher_cache.tasks.features import IGNORED, features
 from teacher_cache.tasks.record import Task
+from teacher_cache.tasks.tagging import IGNORED
+from teacher_cache.tasks.task import features
 
 
 def task_sequences(task: Task, tokenizer: Any) -> list[StoredSequence]:

@@ -108,7 +108,7 @@ def _ask(inputs: Sequence[MaskedSequence], teacher: Teacher | TaskTeacher, pad_i
 def _said(
     teacher: Teacher | TaskTeacher, ids: torch.Tensor, mask: torch.Tensor, kept: torch.Tensor, identity: Identity
 ) -> tuple[SoftLabels, dict[int, torch.Tensor]]:
-    """What the teacher says at kept places of a padded batch, and its hidden states there, by layer, that are stored."""
+    """What the teacher says at kept places of a padded batch, and the hidden states to be stored, by layer."""
     if isinstance(teacher, TaskTeacher):
         return keep_top(teacher.answers(ids, mask, kept), top_k=identity.soft_labels.top_k, temperatures=()), {}
     layers = identity.hidden.stored_layers
