@@ -5,10 +5,14 @@ The second step of distillation (arXiv 1910.01108, section 3), as the authors' `
 Legend: N answers, C outputs of the task, B features, S tokens.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
 from teacher_cache.tasks.record import Kind
+from teacher_cache.tasks.tagging import IGNORED
 
 
 def soft_loss(
@@ -22,7 +26,7 @@ def soft_loss(
         temperature: divides both sides' logits; of regression, whose loss is the mean squared error, of no effect.
     """
     if kind == "regression":
-        return F.mse_loss(student, teacher)
+        return F.mse_loss(student.float(), teacher.float())
     if kind == "classification":
         return divergence(student, teacher, temperature)
     assert mask is not None
@@ -32,6 +36,21 @@ def soft_loss(
         divergence(_only(student[..., side], mask), _only(teacher[..., side], mask), temperature) for side in (0, 1)
     )
     return (start + end) / 2
+
+
+def task_logits(outputs: Any) -> torch.Tensor:
+    """[B, C] or [B, S, C] of a model's outputs; start and end of an answer are two outputs."""
+    if "start_logits" in outputs:
+        return torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1)
+    logits: torch.Tensor = outputs["logits"]
+    return logits
+
+
+def answer_mask(kind: Kind, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """[B, S]: where a batch has labels (tagging), or tokens (question answering)."""
+    if kind == "tagging":
+        return inputs["labels"] != IGNORED
+    return inputs["attention_mask"].bool() if kind == "question_answering" else None
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from student_train.finetune.config import FinetuneConfig
+from student_train.finetune.records import TaskRecord, Teaching
 from teacher_cache.errors import UserError
-from teacher_cache.format.cache import Cache
+from teacher_cache.format.cache import Cache, open_cache
 from teacher_cache.format.row import Row
 from teacher_cache.tasks.record import Task
 
@@ -24,35 +26,55 @@ TEACHER_LOGITS = "teacher_logits"
 """Of a batch: float32 [B, C], of tagging and question answering [B, S, C]."""
 
 
-def check_cache(cache: Cache, task: Task) -> None:
-    """Refuses a cache that is not whole, or not of this task.
+def teachings(config: FinetuneConfig, model: str, tasks: Sequence[TaskRecord]) -> dict[str, Teaching]:
+    """How a model learns from caches, by task.
 
     Raises:
-        UserError: says what it is of.
+        UserError: a cache is not whole, or not of its task.
     """
+    own = config.distillation
+    urls = own.caches.get(model, {})
+    caches = {task.name: opened(urls[task.name], task) for task in tasks if task.name in urls}
+    return {
+        task: Teaching(fingerprint=cache.fingerprint, temperature=own.temperature, soft_weight=own.soft_weight)
+        for task, cache in caches.items()
+    }
+
+
+def opened(url: str, task: Task | TaskRecord) -> Cache:
+    """A task's cache.
+
+    Raises:
+        UserError: it is not whole, or of another task.
+    """
+    cache = open_cache(url)
     asked = cache.spec.task
     if asked is None:
         raise UserError(
             f"{cache.url} is the cache of a corpus; task {task.name} needs one that was built with its `task`"
         )
-    if (asked.kind, asked.labels) != (task.kind, task.labels):
-        of_cache, of_task = (
-            " of ".join([kind, ", ".join(labels)])
-            for kind, labels in ((asked.kind, asked.labels), (task.kind, task.labels))
+    found, wanted = ((of.kind, list(of.labels)) for of in (asked, task))
+    if found != wanted:
+        raise UserError(
+            f"{cache.url} is not of task {task.name}: it is of {_told(*found)}, the task of {_told(*wanted)}"
         )
-        raise UserError(f"{cache.url} is of another task than {task.name}: {of_cache}, instead of {of_task}")
-    cache.manifest(0)
+    cache.manifest(0)  # raises
+    return cache
 
 
-def read_logits(cache: Cache, task: Task, features: "Dataset", model: str) -> list[NDArray[np.float32]]:
+def _told(kind: str, labels: Sequence[str]) -> str:
+    return f"{kind} ({', '.join(labels)})" if labels else kind
+
+
+def read_logits(url: str, task: Task, features: "Dataset", model: str) -> list[NDArray[np.float32]]:
     """The teacher's logits of each of a task's train features as a student sees them, in order: [C] or [S, C].
 
     They take 4 bytes an output in memory: of question answering 8 a token.
 
     Raises:
-        UserError: the cache is of another task, or of features that are not the student's.
+        UserError: the cache is not whole, of another task, or of features that are not the student's.
     """
-    check_cache(cache, task)
+    cache = opened(url, task)
     remedy = (
         "teacher and student need tokenizers that do alike, and cache and student the same files, max_length, stride "
         "and max_train_rows"
