@@ -34,7 +34,7 @@ from teacher_cache.targets.heads import family_of, head_logits, head_of
 MAX_PADDED_VOCABULARY = 127
 """Rows that a model may have beyond its tokenizer's tokens: vocabularies are padded up to multiples of 128."""
 
-_AUTO_CLASSES = {
+AUTO_CLASSES = {
     MASKED_LM: AutoModelForMaskedLM,
     "classification": AutoModelForSequenceClassification,
     "regression": AutoModelForSequenceClassification,
@@ -67,7 +67,7 @@ def load_teacher(model: str, revision: str | None = None, *, objective: Objectiv
         _check_outputs(model, config, objective)
     kind = objective if objective == MASKED_LM else objective.kind
     network, report = _load(
-        _AUTO_CLASSES[kind],
+        AUTO_CLASSES[kind],
         "weights",
         model,
         revision,
