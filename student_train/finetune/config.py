@@ -114,4 +114,5 @@ def places(config: FinetuneConfig) -> dict[str, list[str]]:
     """Files and URLs that all machines must find, by key; what is no folder here counts as a name on the hub."""
     found = {"models": [path for path in config.models.values() if os.path.isdir(os.path.expanduser(path))]}
     found |= {f"tasks.{name}": [u for u in (t.folder, t.train, t.dev) if u] for name, t in config.tasks.items()}
+    found |= {f"distillation.caches.{model}": list(of.values()) for model, of in config.distillation.caches.items()}
     return found | {"output": [config.output]}

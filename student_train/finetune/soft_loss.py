@@ -16,7 +16,7 @@ from teacher_cache.tasks.tagging import IGNORED
 
 
 def soft_loss(
-    kind: Kind, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, temperature: float
+    kind: Kind, student: torch.Tensor, teacher: torch.Tensor, *, mask: torch.Tensor | None, temperature: float
 ) -> torch.Tensor:
     """What a student's logits lack of the teacher's, of the same shape, on average over answers.
 

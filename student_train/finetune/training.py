@@ -136,10 +136,9 @@ class _Trainer(Trainer):
         teacher = inputs.pop(TEACHER_LOGITS, None)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
         if teacher is not None:
-            config, weight = self._distillation, self._distillation.soft_weight
-            soft = soft_loss(
-                self._task.kind, task_logits(outputs), teacher, answer_mask(self._task.kind, inputs), config.temperature
-            )
+            kind, weight = self._task.kind, self._distillation.soft_weight
+            mask, temperature = answer_mask(kind, inputs), self._distillation.temperature
+            soft = soft_loss(kind, task_logits(outputs), teacher, mask=mask, temperature=temperature)
             loss = weight * soft + (1 - weight) * loss
         return (loss, outputs) if return_outputs else loss
 
