@@ -74,26 +74,27 @@ def read_logits(url: str, task: Task, features: "Dataset", model: str) -> list[N
     Raises:
         UserError: the cache is not whole, of another task, or of features that are not the student's.
     """
-    cache = opened(url, task)
-    remedy = (
-        "teacher and student need tokenizers that do alike, and cache and student the same files, max_length, stride "
-        "and max_train_rows"
-    )
-    num_sequences = cache.manifest(0).num_sequences
-    if num_sequences != len(features):
-        raise UserError(
-            f"{cache.url} holds {num_sequences:,} features of task {task.name}, model {model} has {len(features):,}: "
-            f"{remedy}"
+    cache, num_features = opened(url, task), len(features)
+    num_cached = cache.manifest(0).num_sequences
+    if num_cached != num_features:
+        raise _unlike(
+            f"{cache.url} holds {num_cached:,} features of task {task.name}, model {model} has {num_features:,}"
         )
     found = []
     for row, ids in zip(cache.rows(0), features["input_ids"], strict=True):
         if not np.array_equal(row.input_ids, ids):
-            raise UserError(
-                f"feature {row.sequence_id} of task {task.name} has other tokens in {cache.url} than for model {model}: "
-                f"{remedy}"
+            raise _unlike(
+                f"feature {row.sequence_id} of task {task.name} is not the same in {cache.url} and for model {model}"
             )
         found.append(_dense(row, task))
     return found
+
+
+def _unlike(what: str) -> UserError:
+    return UserError(
+        f"{what}: teacher and student need tokenizers that do alike, and cache and student the same train file, "
+        "max_length, stride and max_train_rows"
+    )
 
 
 def _dense(row: Row, task: Task) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ def reference(student: torch.Tensor, teacher: torch.Tensor, temperature: float) 
 def test_divergence_is_the_papers(temperature):
     student, teacher = draw(B, C, seed=0).requires_grad_(), draw(B, C, seed=1)
     loss = divergence(student, teacher, temperature)
-    assert float(loss) == pytest.approx(reference(student.detach(), teacher, temperature), rel=1e-5)
+    assert loss.item() == pytest.approx(reference(student.detach(), teacher, temperature), rel=1e-5)
     loss.backward()
     expected = temperature * ((student / temperature).softmax(-1) - (teacher / temperature).softmax(-1)) / B
     torch.testing.assert_close(student.grad, expected.detach(), rtol=0, atol=1e-6)
@@ -55,7 +55,7 @@ def test_an_answers_start_and_end_are_looked_for_among_the_windows_tokens():
         for row, length in enumerate(LENGTHS)
         for side in (0, 1)
     ]
-    assert float(loss) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
     loss.backward()
     assert student.grad is not None
     assert torch.isfinite(student.grad).all()

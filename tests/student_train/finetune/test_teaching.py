@@ -52,7 +52,7 @@ def make_config(folder: Path, task: Task, cache: Cache, **changes: Any) -> Finet
     return tiny.make_config(folder, **values | changes)
 
 
-class Seen(Exception):
+class SeenError(Exception):
     """Ends training after its first step."""
 
 
@@ -70,7 +70,7 @@ def first_step(config: FinetuneConfig, run: Run, monkeypatch: pytest.MonkeyPatch
         seen["model"] = model
         model.zero_grad()
         seen["loss"].backward()
-        raise Seen
+        raise SeenError
 
     def without_dropout(*arguments: Any) -> Any:
         model = load_model(*arguments)
@@ -82,7 +82,7 @@ def first_step(config: FinetuneConfig, run: Run, monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patch:
         patch.setattr(training._Trainer, "compute_loss", spy)
         patch.setattr(training, "load_model", without_dropout)
-        with pytest.raises(Seen):
+        with pytest.raises(SeenError):
             training.finetune_once(config, run, on_gpu=False)
     return seen
 
@@ -181,7 +181,7 @@ def test_the_whole_command_records_whose_word_a_model_had(pair, tmp_path):
     ("change", "message"),
     [
         ({"num_train": 12}, "holds 20 features of task pair, model six has 12: teacher and student need tokenizers"),
-        ({"num_dev": 5, "seed": 7}, "feature 0 of task pair has other tokens in .* than for model six: teacher and"),
+        ({"num_dev": 5, "seed": 7}, "feature 0 of task pair is not the same in .* and for model six: teacher and"),
     ],
 )
 def test_other_examples_are_refused(pair, change, message, tmp_path, monkeypatch):
