@@ -19,6 +19,7 @@ from tests.teacher_cache.format.samples import FINGERPRINT, identity
 GOLDEN_FINGERPRINT = "7e85522b6bd600b439312f5a7aa6bbe4349904ac9883b05307d778bfdc8631c3"
 GOLDEN_DIGEST = "73c187aaf9bdd38e12fe6eb6c621e43a836cccadd7f72791de190594d23b0d7d"
 CLASSES = TaskObjective(kind="classification", labels=("no", "yes"))
+_EXAMPLES = [([2, 9, 3], [1], [4]), ([2, 3], [], []), ([2, 7, 8, 3], [1, 2], [0, 1])]
 SEQUENCES = [
     StoredSequence(
         sequence_id=place,
@@ -27,8 +28,8 @@ SEQUENCES = [
         label_positions=np.array(positions, np.int64),
         label_ids=np.array(labels, np.int32),
     )
-    for place, (ids, positions, labels) in enumerate([([2, 9, 3], [1], [4]), ([2, 3], [], []), ([2, 7, 8, 3], [1, 2], [0, 1])])
-]  # fmt: skip
+    for place, (ids, positions, labels) in enumerate(_EXAMPLES)
+]
 
 
 def of_task(objective: TaskObjective = CLASSES) -> Identity:
