@@ -3,6 +3,7 @@
 import contextlib
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from teacher_cache import teacher as teachers
@@ -10,8 +11,8 @@ from teacher_cache.config import TaskCacheSpec
 from teacher_cache.executors import executor
 from teacher_cache.format import sequences
 from teacher_cache.format import spec as spec_file
-from teacher_cache.format.sequences import Sequences
-from teacher_cache.format.spec import TaskCorpusIdentity, TaskObjective, task_identity
+from teacher_cache.format.sequences import Sequences, StoredSequence
+from teacher_cache.format.spec import Identity, TaskCorpusIdentity, TaskObjective, task_identity
 from teacher_cache.pipeline import BuildSummary, declare, finish_views, save_teacher
 from teacher_cache.single_writer import writable
 from teacher_cache.storage.store import Store
@@ -31,31 +32,47 @@ def build_task(spec: TaskCacheSpec, *, progress: bool = True) -> BuildSummary:
         store = Store(spec.cache)
         with contextlib.suppress(FileNotFoundError):  # a bad URL should not cost a look at the task
             spec_file.digest(store)
-        task = load_task(spec.task.layout, spec.task)
-        objective = TaskObjective(kind=task.kind, labels=task.labels)
-        loaded = teachers.load_teacher(spec.teacher.model, spec.teacher.revision, objective=objective)
-        teachers.check_sequence_length(loaded.model.config, spec.task.max_length, key="task.max_length")
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
-        teacher, tokenizer_digest = save_teacher(loaded, spec.teacher, folder)
-        found = task_sequences(task, loaded.tokenizer)
-        corpus = TaskCorpusIdentity(
-            sha256=sequences.digest_of(found),
-            sequence_length=spec.task.max_length,
-            tokenizer_sha256=tokenizer_digest,
-        )
-        identity = task_identity(objective, corpus=corpus, teacher=teacher, unit_sequences=spec.unit_sequences)
+        asked = _prepare(spec, folder)
         workers = resources.enter_context(executor(spec.execution))
         store = resources.enter_context(writable(spec.cache))
-        urls = [file.name for file in task.files] or [f"{spec.task.hub} of the hub"]
-        declare(store, identity, spec.teacher, urls, folder)
+        declare(store, asked.identity, spec.teacher, [asked.source], folder)
         if not store.exists(sequences.MANIFEST_KEY):
-            put_sequences(store, found, identity.fingerprint)
+            put_sequences(store, asked.sequences, asked.identity.fingerprint)
         job = Job(
             store=store,
-            identity=identity,
+            identity=asked.identity,
             corpus=Sequences(store),
             execution=spec.execution,
             workers=workers,
             progress=progress,
         )
         return finish_views(job, 1, start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What a teacher is asked."""
+
+    identity: Identity
+    sequences: list[StoredSequence]
+    source: str
+    """File or hub data set of the examples."""
+
+
+def _prepare(spec: TaskCacheSpec, folder: Path) -> _Asked:
+    """Reads the task, loads and checks its teacher, and saves that to `folder`."""
+    task = load_task(spec.task.layout, spec.task)
+    objective = TaskObjective(kind=task.kind, labels=task.labels)
+    loaded = teachers.load_teacher(spec.teacher.model, spec.teacher.revision, objective=objective)
+    teachers.check_sequence_length(loaded.model.config, spec.task.max_length, key="task.max_length")
+    teacher, tokenizer_digest = save_teacher(loaded, spec.teacher, folder)
+    found = task_sequences(task, loaded.tokenizer)
+    corpus = TaskCorpusIdentity(
+        sha256=sequences.digest_of(found), sequence_length=spec.task.max_length, tokenizer_sha256=tokenizer_digest
+    )
+    return _Asked(
+        identity=task_identity(objective, corpus=corpus, teacher=teacher, unit_sequences=spec.unit_sequences),
+        sequences=found,
+        source=task.files[0].name if task.files else f"{spec.task.hub} of the hub",
+    )

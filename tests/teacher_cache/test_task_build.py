@@ -165,7 +165,7 @@ def test_a_move_of_the_files_is_the_same_cache(task, tmp_path):
         for name, of in {"first": task, "second": moved}.items()
     )
     assert first.fingerprint == second.fingerprint
-    assert first.notes["corpus"] == [task.config.train, task.config.dev]
+    assert first.notes["corpus"] == [task.config.train]
 
 
 def test_a_separator_in_the_text_is_refused(tmp_path):
@@ -206,7 +206,7 @@ def test_the_command_builds_it_and_plans_it_not(task, tmp_path, capsys):
     assert main(["build", str(tmp_path / "cache.yaml"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_kept"] == task_caches.NUM_TRAIN
     assert main(["info", spec.cache]) == 0
-    assert "2 files: " in capsys.readouterr().out
+    assert "1 files: " in capsys.readouterr().out
     assert main(["plan", str(tmp_path / "cache.yaml")]) == 2
     assert "plan knows caches of a corpus alone" in capsys.readouterr().err
 
