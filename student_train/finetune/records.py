@@ -69,7 +69,7 @@ class ModelRecord:
     """Of the encoder: without a masked-LM head."""
     num_bytes: int
     """Of these parameters in float32."""
-    sha256: str
+    content_sha256: str
     """Of the encoder's tensors and the tokenizer: another model under this name is told apart."""
     taught: dict[str, Teaching] = field(default_factory=dict)
     """By task: the teacher that it learns from, too; without one it learns from labels alone."""

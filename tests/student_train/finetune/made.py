@@ -24,7 +24,7 @@ def run_of(model: str, task: str, lr: float, seed: int, score: float | None) -> 
 def model_of(name: str, **changes: Any) -> ModelRecord:
     values: dict[str, Any] = {
         "path": f"/models/{name}", "model_type": "bert", "num_layers": 2, "width": 32, "num_parameters": 1000,
-        "num_bytes": 4000, "sha256": "0" * 64,
+        "num_bytes": 4000, "content_sha256": "0" * 64,
     }  # fmt: skip
     return ModelRecord(name=name, **values | changes)
 

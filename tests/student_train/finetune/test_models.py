@@ -36,20 +36,20 @@ def test_a_model_is_described_without_its_masked_lm_head(tmp_path, family):
 
 
 def test_the_digest_tells_models_and_tokenizers_apart_but_not_places(teacher, tmp_path):
-    digest = described(teacher).sha256
+    digest = described(teacher).content_sha256
     shutil.copytree(teacher, tmp_path / "copy")
-    assert described(tmp_path / "copy").sha256 == digest
-    assert described(tiny.make_model(tmp_path / "other", seed=1)).sha256 != digest
+    assert described(tmp_path / "copy").content_sha256 == digest
+    assert described(tiny.make_model(tmp_path / "other", seed=1)).content_sha256 != digest
     path = tmp_path / "copy" / "tokenizer.json"
     path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false'))
-    assert described(tmp_path / "copy").sha256 != digest
+    assert described(tmp_path / "copy").content_sha256 != digest
 
 
 def test_a_model_may_lie_in_a_store(teacher, s3):
     store = Store(s3)
     for path in Path(teacher).iterdir():
         store.replace(f"six/model/{path.name}", path.read_bytes())
-    assert described(f"{s3}/six/model").sha256 == described(teacher).sha256
+    assert described(f"{s3}/six/model").content_sha256 == described(teacher).content_sha256
     with local_path(f"{s3}/six/model") as folder:
         assert Path(folder).is_dir()
     assert not Path(folder).exists()
@@ -71,7 +71,7 @@ def test_a_model_that_is_not_there_is_named(path):
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
     families.make_model().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="model 'm' has no tokenizer files|the tokenizer of model 'm' cannot be loaded"):
+    with pytest.raises(UserError, match="model 'm' has no tokenizer files"):
         described(tmp_path)
 
 

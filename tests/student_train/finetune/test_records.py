@@ -62,7 +62,7 @@ def test_damaged_records_are_named(store, tmp_path):
     write(store, run_of("teacher", "x", 2e-5, 1, 93.0))
     path = tmp_path / "runs" / "teacher" / "x" / "2e-05-1.json"
     path.write_text(path.read_text().replace("93", "99"))
-    with pytest.raises(UserError, match="2e-05-1.json is damaged"):
+    with pytest.raises(UserError, match=r"2e-05-1\.json is damaged"):
         read_results(store)
 
 
@@ -85,7 +85,7 @@ def test_models_and_tasks_may_come_move_and_go(store):
     ("change", "message"),
     [
         ({"training": {"epochs": 4}}, "epochs is 3 there and 4 here"),
-        ({"model": {"sha256": "f" * 64}}, "models.teacher.sha256 is another there and another here"),
+        ({"model": {"content_sha256": "f" * 64}}, "models.teacher.content_sha256 is another there and another here"),
         ({"model": {"num_layers": 6}}, "models.teacher.num_layers is 2 there and 6 here"),
         ({"task": {"num_train": 50}}, "tasks.x.num_train is 100 there and 50 here"),
         ({"task": {"files": []}}, r"tasks.x.files is another there and \[\] here"),
@@ -102,7 +102,7 @@ def test_what_cannot_be_compared_is_refused_with_what_differs(store, tmp_path, c
 
 
 def test_two_names_of_one_folder_are_two_models(store):
-    with pytest.raises(UserError, match="models.six_layers.name is 'six layers' there and 'six_layers' here"):
+    with pytest.raises(UserError, match=r"models\.six_layers\.name is 'six layers' there and 'six_layers' here"):
         records.begin(store, RECIPE, [model_of("six_layers")], TASKS)
 
 

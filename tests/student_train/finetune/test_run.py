@@ -190,6 +190,12 @@ def test_bad_input_ends_with_one_message_before_any_run(tmp_path, scores, capsys
     assert "Traceback" not in told
 
 
+def test_a_job_needs_places_that_all_machines_find(tmp_path, capsys):
+    values = tiny.make_values(tmp_path, output="here")
+    assert main(["submit", "--finetune", write_config(tmp_path, values)]) == 2
+    assert "error: output: here is relative to this folder" in capsys.readouterr().err
+
+
 # On Ray
 
 
