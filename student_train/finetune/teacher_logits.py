@@ -98,12 +98,10 @@ def _unlike(what: str) -> UserError:
 
 
 def _dense(row: Row, task: Task) -> NDArray[np.float32]:
-    """Of a row, [C]; or [S, C], with 0 where the teacher was not asked."""
-    if task.kind in ("classification", "regression"):
-        return row.topk_logits[0]
+    """[S, C] of a row, with 0 where the teacher was not asked; [C] where it answered for the whole sequence."""
     logits = np.zeros((len(row.input_ids), task.num_outputs), np.float32)
-    logits[row.kept_positions] = row.topk_logits
-    return logits
+    logits[row.kept_positions[:, None], row.topk_ids] = row.topk_logits
+    return logits if task.kind in ("tagging", "question_answering") else logits[0]
 
 
 class TaughtCollator:
