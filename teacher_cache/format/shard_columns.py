@@ -110,9 +110,9 @@ def num_answers(identity: Identity, vocab_size: int | None) -> int | None:
 
 
 def check_ids(name: str, ids: np.ndarray, size: int | None) -> None:
-    """Raises a UserError if an id is none of a vocabulary, or of a task's outputs; `size` None where it is not known."""
+    """Raises a UserError if an id is not below `size`, where that is known."""
     if ids.min(initial=0) < 0 or (size is not None and ids.max(initial=0) >= size):
-        raise UserError(f"{name} holds an id that the vocabulary or the task has not")
+        raise UserError(f"{name} holds a token id that the vocabulary has not, or an output that the task has not")
 
 
 def check_finite(name: str, values: np.ndarray) -> None:
