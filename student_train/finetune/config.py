@@ -44,7 +44,7 @@ class DistillationConfig:
     """Model → task → the cache that `teacher-cache build` made of the task; all other runs learn from labels alone."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Of both sides' logits; not of regression, where they are the answer itself."""
-    soft_weight: Share = 0.5
+    soft_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Of the loss against the teacher; the rest is that of the true labels."""
 
 

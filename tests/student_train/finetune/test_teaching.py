@@ -120,7 +120,7 @@ def test_a_step_from_the_cache_is_a_step_beside_the_teacher(built, tmp_path, mon
     teacher = AUTO_CLASSES[task.kind].from_pretrained(cache.teacher.folder).eval()
     loss = online_loss(seen, teacher, task.kind, config.distillation.temperature, config.distillation.soft_weight)
     loss.backward()
-    assert float(seen["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert seen["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
     online = [parameter.grad for parameter in seen["model"].parameters() if parameter.grad is not None]
     assert len(grads) == len(online) > 10
     error = sum(float(((a - b) ** 2).sum()) for a, b in zip(grads, online, strict=True)) ** 0.5
@@ -139,7 +139,7 @@ def test_a_model_without_a_cache_learns_from_labels_alone(pair, tmp_path, monkey
     task, cache = pair
     seen = first_step(make_config(tmp_path, task, cache), replace(RUN, model="untaught"), monkeypatch)
     assert TEACHER_LOGITS not in seen["inputs"]
-    assert float(seen["loss"]) == pytest.approx(float(seen["model"](**seen["inputs"]).loss), rel=1e-6)
+    assert seen["loss"].item() == pytest.approx(seen["model"](**seen["inputs"]).loss.item(), rel=1e-6)
 
 
 def test_a_students_answers_come_close_to_the_teachers(pair, tmp_path):
