@@ -62,7 +62,7 @@ def scores(monkeypatch):
 def test_the_command_fine_tunes_and_tells(tmp_path, capsys):
     """Teacher and student for real: a table for people, all records as JSON."""
     models = {"teacher": tiny.make_model(tmp_path / "t"), "student": tiny.make_model(tmp_path / "s", "distilbert")}
-    values = tiny.make_values(tmp_path, models=models, lrs=[1e-3, 3e-3], seeds=[1, 2], epochs=6)
+    values = tiny.make_values(tmp_path, models=models, lrs=[1e-3, 3e-3], seeds=[1, 2], epochs=2)
     path = write_config(tmp_path, values)
     assert main(["finetune", path]) == 0
     told = capsys.readouterr()

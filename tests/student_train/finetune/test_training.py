@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from student_train.finetune import training
 from student_train.finetune.models import load_model
@@ -33,7 +39,7 @@ def test_each_kind_of_task_is_learned(tmp_path, kind):
     assert (record.state, record.num_steps) == ("finished", 8 * 10)
     task = load_task("t", config.tasks["t"])
     assert set(record.metrics) == set(task.metrics)
-    assert record.score == record.metrics[task.metrics[0]] > 85
+    assert record.score == record.metrics[task.metrics[0]] > 75
     assert kept_score(record.folder, task) == pytest.approx(record.metrics)
 
 
@@ -85,27 +91,26 @@ def test_only_the_first_seeds_models_are_kept_unless_all_are_wanted(tmp_path):
 
 
 def test_a_seed_decides_all_and_another_seed_something_else(tmp_path):
-    config = config_of(tmp_path, "single", epochs=1)
-    first, again, other = (
-        training.finetune_once(config, run, on_gpu=False) for run in (RUN, RUN, replace(RUN, seed=2))
-    )
-    assert replace(again, seconds=first.seconds) == first
-    assert other.seed == 2
-    heads = {tuple(weights(config, seed)) for seed in (1, 1, 2)}
-    assert len(heads) == 2
+    config = config_of(tmp_path, "single", epochs=1, keep_models=True)
+    first, again, other = (trained(config, replace(RUN, seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(again, first)
+    assert not torch.equal(other, first)
 
 
-def weights(config: Any, seed: int) -> list[float]:
-    """Some of a fine-tuned model's, that depend on the head's start and the order of examples."""
-    record = training.finetune_once(replace(config, keep_models=True), replace(RUN, seed=seed), on_gpu=False)
-    model = AutoModelForSequenceClassification.from_pretrained(record.folder)
-    return model.classifier.weight.flatten()[:4].tolist()
+def trained(config: Any, run: Run) -> torch.Tensor:
+    """The head of a fine-tuned model."""
+    folder = training.finetune_once(config, run, on_gpu=False).folder
+    return load_file(Path(folder) / "model.safetensors")["classifier.weight"]
 
 
 def test_bfloat16_keeps_parameters_in_float32(tmp_path):
-    record = training.finetune_once(config_of(tmp_path, "single", epochs=4, dtype="bfloat16"), RUN, on_gpu=False)
-    assert record.score > 70
-    assert AutoModelForSequenceClassification.from_pretrained(record.folder).dtype == torch.float32
+    config = config_of(tmp_path, "tagging", dtype="bfloat16")
+    record = training.finetune_once(config, RUN, on_gpu=False)
+    assert record.score > 75
+    assert AutoModelForTokenClassification.from_pretrained(record.folder).dtype == torch.float32
+    assert not torch.equal(
+        trained(replace(config, epochs=1, dtype="float32"), RUN), trained(replace(config, epochs=1), RUN)
+    )
 
 
 def test_a_learning_rate_that_no_model_survives_diverges(tmp_path):

@@ -5,19 +5,27 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from student_train.finetune.config import FinetuneConfig
 from teacher_cache.shell.settings import parse
 from tests import families
 
 ANIMALS = ("cat", "dog", "fish", "bird", "horse")
 OTHERS = tuple(word for word in families.WORDS if word not in ANIMALS)
-SMALL: dict[str, Any] = {"num_hidden_layers": 2}
+SMALL: dict[str, Any] = {"num_hidden_layers": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SMALL_DISTILBERT: dict[str, Any] = {"n_layers": 2, "dropout": 0.0, "attention_dropout": 0.0}
 
 
 def make_model(folder: Path, family: str = "bert", seed: int = 0) -> str:
-    """A masked-LM model of two layers."""
-    layers = {"n_layers": 2} if family == "distilbert" else SMALL
-    return str(families.save_pretrained(folder, family, seed, **layers))
+    """A masked-LM model of two layers, with weights so small that it learns fast."""
+    model = families.make_model(family, seed, **SMALL_DISTILBERT if family == "distilbert" else SMALL)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.125 if parameter.ndim > 1 else 1.0)
+    model.save_pretrained(folder)
+    families.make_tokenizer(family).save_pretrained(folder)
+    return str(folder)
 
 
 def sentences(num: int, seed: int) -> list[tuple[list[str], int]]:
