@@ -51,7 +51,7 @@ def _sequence(place: int, row: dict[str, Any], kind: TaskKind) -> StoredSequence
 
 def put_sequences(store: Store, found: Sequence[StoredSequence], fingerprint: str) -> None:
     """Stores a task's sequences as one file's, and seals them."""
-    parts = []
+    parts: list[Any] = []
     for start in range(0, len(found), sequences.PART_SEQUENCES):
         part = found[start : start + sequences.PART_SEQUENCES]
         ids, examples = [sequence.input_ids for sequence in part], [sequence.document_id for sequence in part]

@@ -29,12 +29,13 @@ class TaskTeacher:
     """A loaded teacher cast to a dtype on a device, for inference; its head computes in float32."""
 
     def __init__(self, loaded: LoadedTeacher, kind: TaskKind, dtype: torch.dtype, device: torch.device | str) -> None:
-        self.device = torch.device(device)
-        self._kind = kind
-        self._model: Any = copy.deepcopy(loaded.model).to(device=self.device, dtype=dtype)
-        for part in self._model.children():
-            if part is not self._model.base_model:  # 8 bits of a bfloat16 logit would tie the classes
+        model: Any = copy.deepcopy(loaded.model)
+        model.to(device=device, dtype=dtype)
+        for part in model.children():
+            if part is not model.base_model:  # 8 bits of a bfloat16 logit would tie the classes
                 part.float().register_forward_pre_hook(_in_float32)
+        self.device = torch.device(device)
+        self._model, self._kind = model, kind
         self._sep_id = loaded.tokenizer.sep_token_id if _takes_segments(loaded) else None
 
     @torch.inference_mode()

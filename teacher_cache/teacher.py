@@ -98,7 +98,7 @@ def _load(auto_class: Any, what: str, model: str, revision: str | None, **option
 
 def _check_outputs(name: str, config: PreTrainedConfig, objective: TaskObjective) -> None:
     """Refuses a model that was fine-tuned on another task (UserError), as far as its config.json tells."""
-    names = [str(config.id2label[place]) for place in range(config.num_labels)]
+    names = [str(label) for _, label in sorted((config.id2label or {}).items())]
     if len(names) != objective.num_outputs:
         raise UserError(
             f"teacher {name!r} has {len(names)} outputs ({', '.join(names)}), the task needs {objective.num_outputs}"

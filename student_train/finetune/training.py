@@ -129,12 +129,14 @@ class _Trainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if FEATURE not in self._signature_columns:  # otherwise it is dropped before the collator sees it
-            self._signature_columns.append(FEATURE)
+        # What is not among these is dropped before the collator sees it.
+        self._signature_columns = [*self._signature_columns, FEATURE]  # type: ignore[misc,assignment]  # declared as None
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         teacher = inputs.pop(TEACHER_LOGITS, None)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if teacher is not None:
             kind, weight = self._task.kind, self._distillation.soft_weight
             mask, temperature = answer_mask(kind, inputs), self._distillation.temperature
