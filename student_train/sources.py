@@ -20,6 +20,8 @@ def open_caches(spec: StudentSpec) -> list[Cache]:
     caches = [open_cache(url, disk_cache=spec.execution.disk_cache) for url in spec.caches]
     first = caches[0]
     for cache in caches:
+        if cache.spec.task:
+            raise UserError(f"{cache.url} is a cache of a task: students learn from it by `student-train finetune`")
         cache.manifest(0)
         same = (cache.spec.teacher, cache.spec.corpus.tokenizer_sha256) == (
             first.spec.teacher,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from teacher_cache.errors import UserError
 from teacher_cache.fidelity import NUM_POSITIONS
 from teacher_cache.shell import command, settings
 from teacher_cache.shell.submit import arguments as submission
@@ -97,31 +98,33 @@ def natural_number(text: str) -> int:
 
 
 def _build(options: argparse.Namespace) -> dict[str, Any]:
-    from teacher_cache.config import CacheSpec
+    from teacher_cache.config import spec_type
 
-    spec = settings.load(CacheSpec, options.config, options.overrides)
+    spec = settings.load(spec_type(options.config, options.overrides), options.config, options.overrides)
     from teacher_cache.pipeline import build
 
     return asdict(build(spec, progress=not options.json))
 
 
 def _submit(options: argparse.Namespace) -> dict[str, Any]:
-    from teacher_cache.config import CacheSpec
+    from teacher_cache.config import spec_type
     from teacher_cache.shell.submit.command import run
     from teacher_cache.shell.submit.job import Command
 
     return run(
         options,
-        CacheSpec,
+        spec_type(options.config, options.overrides),
         Command(module="teacher_cache.cli", name="build"),
-        places=lambda spec: {"cache": [spec.cache], "corpus.paths": spec.corpus.paths},
+        places=lambda spec: {"cache": [spec.cache], **spec.places},
     )
 
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:
-    from teacher_cache.config import CacheSpec
+    from teacher_cache.config import CacheSpec, spec_type
     from teacher_cache.plan.prices import Prices
 
+    if spec_type(options.config, options.overrides) is not CacheSpec:
+        raise UserError("plan knows caches of a corpus alone; a task's is small and asked about once: build it")
     spec = settings.load(CacheSpec, options.config, options.overrides)
     prices = settings.load(Prices, options.prices) if options.prices else None
     from teacher_cache.plan.plan import plan

@@ -24,6 +24,7 @@ SAMPLE_POSITIONS = 32_768
 
 def sample_ids(identity: Identity, *, num_sequences: int, num_tokens: int) -> list[int]:
     """Ids of the sampled sequences, evenly spread over a corpus."""
+    assert identity.masking, "a task's cache needs no codebook"
     masked = identity.masking.rate
     rate = masked * identity.keep.masked + (1 - masked) * identity.keep.unmasked
     wanted = SAMPLE_POSITIONS / max(rate * num_tokens / num_sequences, 1e-9)

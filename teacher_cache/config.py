@@ -1,8 +1,10 @@
 """What a user asks of a cache: `CacheSpec`, one YAML file.
 
-Everything but `cache`, `views` and `execution` decides the cache's content and is part of its fingerprint.
+Everything but `cache`, `views` and `execution` decides the cache's content and is part of its fingerprint. With a
+`task` in place of a corpus it is a `TaskCacheSpec`.
 """
 
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -10,18 +12,21 @@ from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from teacher_cache.format.spec import (
+    MASKED_LM,
     Dtype,
     HiddenConfig,
     KeepConfig,
+    MaskedLM,
     MaskingConfig,
-    Objective,
     Packing,
     Positive,
     SequenceLength,
     SoftLabelsConfig,
     Url,
 )
+from teacher_cache.shell import settings
 from teacher_cache.shell.settings import STRICT
+from teacher_cache.tasks.config import TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -41,7 +46,8 @@ class CorpusConfig:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TeacherConfig:
     model: Url
-    """Hub name or folder of a masked-LM checkpoint, for example `bert-base-uncased`."""
+    """Hub name or folder of a masked-LM checkpoint, for example `bert-base-uncased`; of a task's cache: of a model that
+    was fine-tuned on the task."""
     revision: str | None = None
     """Hub commit, tag or branch; None is the hub's main."""
     dtype: Dtype = "float32"
@@ -80,7 +86,7 @@ class ExecutionConfig:
 class CacheSpec:
     cache: Url
     """Folder or URL (s3://bucket/prefix) of the cache."""
-    objective: Objective = "masked_lm"
+    objective: MaskedLM = MASKED_LM
     corpus: CorpusConfig
     teacher: TeacherConfig
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -92,3 +98,37 @@ class CacheSpec:
     unit_sequences: Positive = 1024
     """Sequences of a unit: what is computed, retried and committed together."""
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    @property
+    def places(self) -> dict[str, tuple[str, ...]]:
+        """Files and URLs that are read, by key."""
+        return {"corpus.paths": self.corpus.paths}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TaskCacheSpec:
+    """A cache of what a fine-tuned teacher answers of a task's training examples, each once: nothing is masked, and
+    every output is kept as it is."""
+
+    cache: Url
+    """Folder or URL (s3://bucket/prefix) of the cache."""
+    task: TaskConfig
+    teacher: TeacherConfig
+    unit_sequences: Positive = 1024
+    """Sequences of a unit: what is computed, retried and committed together."""
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    @property
+    def places(self) -> dict[str, tuple[str, ...]]:
+        """Files and URLs that are read, by key."""
+        named = {f"task.{key}": getattr(self.task, key) for key in ("folder", "train", "dev")}
+        return {key: (url,) for key, url in named.items() if url is not None}
+
+
+def spec_type(path: str, overrides: Sequence[str]) -> type[CacheSpec | TaskCacheSpec]:
+    """What a YAML file with overrides is of: it names a `task`, or a corpus.
+
+    Raises:
+        UserError: see `settings.as_written`.
+    """
+    return TaskCacheSpec if "task" in settings.as_written(path, overrides) else CacheSpec

@@ -17,7 +17,7 @@ from teacher_cache.format import sequences
 from teacher_cache.format.cache import open_cache
 from teacher_cache.format.objects import ObjectRef
 from teacher_cache.format.sequences import TokenisedFile
-from teacher_cache.format.spec import Identity
+from teacher_cache.format.spec import CorpusIdentity, Identity
 from teacher_cache.storage.store import Store
 
 
@@ -58,14 +58,16 @@ class TokeniseFile:
 
     def _tokenise(self, item: dict[str, Any]) -> None:
         store, identity, tokenizer = tokeniser(self._url, self._fingerprint)
+        corpus = identity.corpus
+        assert isinstance(corpus, CorpusIdentity), "a task's examples are no files of text"
         file = int(item["file"])
         stream = tokenise(
             str(item["url"]),
             format=str(item["format"]),
-            text_field=identity.corpus.text_field,
+            text_field=corpus.text_field,
             tokenizer=tokenizer,
-            sequence_length=identity.corpus.sequence_length,
-            packing=identity.corpus.packing,
+            sequence_length=corpus.sequence_length,
+            packing=corpus.packing,
         )
         parts: list[tuple[ObjectRef, int, int]] = []
         num_documents = 0

@@ -1,6 +1,6 @@
 """Looking into a cache: what it holds, and what the teacher said."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from teacher_cache.storage.store import Store
 if TYPE_CHECKING:
     from teacher_cache.format.cache import Cache
     from teacher_cache.format.row import Row
+    from teacher_cache.format.spec import TaskObjective
 
 
 def info(url: str) -> dict[str, Any]:
@@ -72,29 +73,46 @@ def show(cache: "Cache", *, view: int, start: int, stop: int) -> list[dict[str, 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(cache.teacher.folder)
-    return [_shown(row, tokenizer) for row in cache.rows(view, start, stop)]
+    task = cache.spec.task
+    return [
+        {
+            "sequence_id": row.sequence_id,
+            "document_id": row.document_id,
+            "text": tokenizer.decode(row.input_ids),
+            "kept": len(row.kept_positions),
+            "labels": _answers(row, task, tokenizer) if task and not task.labels else _labels(row, task, tokenizer),
+        }
+        for row in cache.rows(view, start, stop)
+    ]
 
 
-def _shown(row: "Row", tokenizer: Any) -> dict[str, Any]:
+def _labels(row: "Row", task: "TaskObjective | None", tokenizer: Any) -> list[dict[str, Any]]:
+    """What is true, a token or a task's class, and what the teacher said there, the likeliest first."""
+    name: Callable[[int], str] = task.labels.__getitem__ if task else tokenizer.convert_ids_to_tokens
     kept = {int(position): place for place, position in enumerate(row.kept_positions)}
     labels = []
     for position, label in zip(row.label_positions, row.label_ids, strict=True):
-        entry = {"position": int(position), "true": tokenizer.convert_ids_to_tokens(int(label))}
+        entry = {"position": int(position), "true": name(int(label))}
         if int(position) in kept:
             place = kept[int(position)]
             best = np.argsort(-row.topk_logits[place])
             entry["teacher"] = {
-                tokenizer.convert_ids_to_tokens(int(row.topk_ids[place, i])): round(float(row.topk_logits[place, i]), 2)
-                for i in best
+                name(int(row.topk_ids[place, i])): round(float(row.topk_logits[place, i]), 2) for i in best
             }
         labels.append(entry)
-    return {
-        "sequence_id": row.sequence_id,
-        "document_id": row.document_id,
-        "text": tokenizer.decode(row.input_ids),
-        "kept": len(kept),
-        "labels": labels,
-    }
+    return labels
+
+
+def _answers(row: "Row", task: "TaskObjective", tokenizer: Any) -> list[dict[str, Any]]:
+    """What the teacher said where a task has no classes: a number; or the likeliest start and end of an answer."""
+    labels = []
+    for output in range(task.num_outputs):
+        place = int(np.argmax(row.topk_logits[:, output]))
+        position = int(row.kept_positions[place])
+        name = ("start", "end")[output] if task.kind == "question_answering" else "value"
+        entry = {"position": position, "teacher": {name: round(float(row.topk_logits[place, output]), 2)}}
+        labels.append(entry | {"token": tokenizer.convert_ids_to_tokens(int(row.input_ids[position]))})
+    return labels
 
 
 def render_rows(rows: list[dict[str, Any]]) -> str:
@@ -105,6 +123,7 @@ def render_rows(rows: list[dict[str, Any]]) -> str:
         lines.append(f"  {row['text']}")
         for label in row["labels"]:
             said = ", ".join(f"{token} {logit:g}" for token, logit in label.get("teacher", {}).items())
-            lines.append(f"  at {label['position']}: {label['true']!r}; teacher: {said or 'not kept'}")
+            what = label.get("true", label.get("token"))
+            lines.append(f"  at {label['position']}: {what!r}; teacher: {said or 'not kept'}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

@@ -11,7 +11,8 @@ from functools import cached_property
 import numpy as np
 
 from teacher_cache.format import philox
-from teacher_cache.format.spec import KeepConfig, MaskingConfig
+from teacher_cache.format.sequences import StoredSequence
+from teacher_cache.format.spec import KeepConfig, MaskingConfig, TaskKind
 
 STREAM_SELECT, STREAM_ACTION, STREAM_TOKEN, STREAM_KEEP = range(4)
 RARE_EXPONENT = -0.7
@@ -73,6 +74,23 @@ def mask_sequence(
         label_ids=ids[positions],
         kept_positions=kept,
         rates=rates[kept],
+    )
+
+
+def unmasked(sequence: StoredSequence, kind: TaskKind) -> MaskedSequence:
+    """A task's sequence as its teacher is asked about it: [CLS] answers for a whole sequence, labelled tokens are
+    tagged, and any position may be the start or the end of an answer."""
+    kept = np.zeros(1, np.int64)
+    if kind == "tagging":
+        kept = sequence.label_positions.astype(np.int64)
+    elif kind == "question_answering":
+        kept = np.arange(len(sequence.input_ids))
+    return MaskedSequence(
+        input_ids=sequence.input_ids,
+        label_positions=sequence.label_positions,
+        label_ids=sequence.label_ids,
+        kept_positions=kept,
+        rates=np.ones(len(kept), np.float32),
     )
 
 

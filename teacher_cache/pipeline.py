@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from teacher_cache.config import CacheSpec, ExecutionConfig
+from teacher_cache.config import CacheSpec, ExecutionConfig, TaskCacheSpec, TeacherConfig
 from teacher_cache.corpus.files import CorpusFile, resolve
 from teacher_cache.corpus_workers import DescribeFile, TokeniseFile, tokeniser
 from teacher_cache.errors import UserError
@@ -63,13 +63,17 @@ class BuildSummary:
     """Over this call's units, from the first that was given out to the last view sealed; 0 if there were none."""
 
 
-def build(spec: CacheSpec, *, progress: bool = True) -> BuildSummary:
+def build(spec: CacheSpec | TaskCacheSpec, *, progress: bool = True) -> BuildSummary:
     """Builds a cache, or finishes one: sequences, then view after view, each sealed when whole.
 
     Raises:
         UserError: bad input, found before any work where possible; or units that the teacher could not do, after
             all others are committed.
     """
+    if isinstance(spec, TaskCacheSpec):
+        from teacher_cache.task_build import build_task
+
+        return build_task(spec, progress=progress)
     start = time.perf_counter()
     with contextlib.ExitStack() as resources:
         store = Store(spec.cache)
@@ -83,7 +87,7 @@ def build(spec: CacheSpec, *, progress: bool = True) -> BuildSummary:
         files = describe_files(corpus, workers, text_field=None if is_tokenised else spec.corpus.text_field)
         identity = identify(spec, files, teacher, tokenizer_digest)
         store = resources.enter_context(writable(spec.cache))
-        declare(store, identity, spec, files, folder)
+        declare(store, identity, spec.teacher, [file.url for file in files], folder)
         corpus_sequences = build_sequences(store, identity, files, workers, progress=progress)
         job = Job(
             store=store,
@@ -94,18 +98,21 @@ def build(spec: CacheSpec, *, progress: bool = True) -> BuildSummary:
             progress=progress,
         )
         make_codebook(job)
-        return _build_views(job, spec.views, start)
+        return finish_views(job, spec.views, start)
 
 
 def extend(url: str, *, views: int, execution: ExecutionConfig, progress: bool = True) -> BuildSummary:
     """Builds a cache's missing views up to a number, from what it holds itself: neither corpus nor teacher is needed.
 
     Raises:
-        UserError: there is no cache, or it was never tokenised; or units that the teacher could not do.
+        UserError: there is no cache, it was never tokenised, or it is of a task; or units that the teacher could not
+            do.
     """
     start = time.perf_counter()
     with opened(url, execution, progress=progress) as job:
-        return _build_views(job, views, start)
+        if job.identity.task:
+            raise UserError(f"{url} is a cache of a task, which has one view: nothing is masked, so none would differ")
+        return finish_views(job, views, start)
 
 
 def repair(url: str, *, execution: ExecutionConfig, progress: bool = True) -> Verification:
@@ -151,7 +158,7 @@ def opened(url: str, execution: ExecutionConfig, *, progress: bool) -> Iterator[
         )
 
 
-def _build_views(job: Job, num_views: int, start: float) -> BuildSummary:
+def finish_views(job: Job, num_views: int, start: float) -> BuildSummary:
     """Builds views that are not sealed; `start` is when the call began."""
     asked = time.perf_counter()
     built = build_views(job, num_views)
@@ -175,12 +182,16 @@ def load_teacher(spec: CacheSpec) -> "LoadedTeacher":
 
 
 def prepare_teacher(spec: CacheSpec, folder: Path) -> tuple[TeacherIdentity, str]:
-    """Loads and checks the teacher, saves it to `folder`; its identity, and its tokenizer's digest."""
+    """Loads and checks the teacher; see `save_teacher`."""
+    return save_teacher(load_teacher(spec), spec.teacher, folder)
+
+
+def save_teacher(loaded: "LoadedTeacher", config: TeacherConfig, folder: Path) -> tuple[TeacherIdentity, str]:
+    """Saves a teacher to `folder`; its identity, and its tokenizer's digest."""
     from teacher_cache import teacher as teachers
 
-    loaded = load_teacher(spec)
     teachers.save_teacher(loaded, folder)
-    identity = TeacherIdentity(sha256=teachers.teacher_sha256(folder), dtype=spec.teacher.dtype)
+    identity = TeacherIdentity(sha256=teachers.teacher_sha256(folder), dtype=config.dtype)
     return identity, teachers.tokenizer_sha256(loaded.tokenizer)
 
 
@@ -221,11 +232,11 @@ def identify(spec: CacheSpec, files: Sequence[CorpusFile], teacher: TeacherIdent
     )
 
 
-def declare(store: Store, identity: Identity, cache: CacheSpec, files: Sequence[CorpusFile], folder: Path) -> None:
-    """Writes spec and teacher into the store, or checks that the same are there."""
+def declare(store: Store, identity: Identity, teacher: TeacherConfig, urls: Sequence[str], folder: Path) -> None:
+    """Writes spec and teacher, which lies in `folder`, into the store, or checks that the same are there."""
     notes = {
-        "corpus": [redacted(file.url) for file in files],
-        "teacher": {"model": redacted(cache.teacher.model), "revision": cache.teacher.revision},
+        "corpus": [redacted(url) for url in urls],
+        "teacher": {"model": redacted(teacher.model), "revision": teacher.revision},
     }
     spec_file.create_or_check(store, identity, notes)
 
@@ -236,7 +247,7 @@ def declare(store: Store, identity: Identity, cache: CacheSpec, files: Sequence[
             f"{store.url}/teacher holds files of another teacher, or damaged ones; delete it and run the build again"
         )
         with refusing(f"{store.url}/teacher", refusal):
-            tokenizer = teachers.load_teacher(str(there)).tokenizer
+            tokenizer = teachers.load_teacher(str(there), objective=identity.objective).tokenizer
             found = teachers.teacher_sha256(there), teachers.tokenizer_sha256(tokenizer)
         if found != (identity.teacher.sha256, identity.corpus.tokenizer_sha256):
             raise UserError(refusal)
@@ -281,7 +292,7 @@ def make_codebook(job: Job) -> None:
     Raises:
         UserError: the teacher's answers to the sample are of no use.
     """
-    if job.identity.masking.policy == "rare":
+    if job.identity.masks_rare:
         _count_tokens(job.store, job.identity, job.corpus)
     if not codebook.is_needed(job.identity) or codebook.exists(job.store):
         return
@@ -297,6 +308,7 @@ def _count_tokens(store: Store, identity: Identity, corpus: Sequences) -> None:
     """Solves the masking probabilities of policy `rare` on the corpus, once."""
     if token_counts.exists(store):
         return
+    assert identity.masking, "a task's tokens are not masked"
     from teacher_cache.units import vocabulary_of
 
     vocabulary = vocabulary_of(tokeniser(store.url, identity.fingerprint)[2])

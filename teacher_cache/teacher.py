@@ -1,4 +1,4 @@
-"""Any masked-LM checkpoint of the BERT family as a teacher: encoder over all positions, head over kept ones.
+"""Any checkpoint of the BERT family as a teacher; of a masked LM: encoder over all positions, head over kept ones.
 
 Shapes: B sequences, S positions, K kept positions, d hidden size, V vocabulary size, L encoder layers.
 """
@@ -18,6 +18,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -25,11 +28,19 @@ from transformers import (
 )
 
 from teacher_cache.errors import UserError
+from teacher_cache.format.spec import MASKED_LM, Objective, TaskObjective
 from teacher_cache.targets.heads import family_of, head_logits, head_of
 
 MAX_PADDED_VOCABULARY = 127
 """Rows that a model may have beyond its tokenizer's tokens: vocabularies are padded up to multiples of 128."""
 
+AUTO_CLASSES = {
+    MASKED_LM: AutoModelForMaskedLM,
+    "classification": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
+    "tagging": AutoModelForTokenClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+}
 _SPECIAL_TOKENS = ("cls", "sep", "mask", "pad")
 _NO_CONTENT = {"_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype"}
 """Config fields that say how a model was saved, not what it computes; dtypes stand with the tensors."""
@@ -37,22 +48,26 @@ _NO_CONTENT = {"_name_or_path", "_commit_hash", "transformers_version", "dtype",
 
 @dataclass(frozen=True)
 class LoadedTeacher:
-    """`model` is a masked-LM model in its checkpoint's own dtype, in eval mode; `tokenizer` fits it."""
+    """`model` is a model with a head in its checkpoint's own dtype, in eval mode; `tokenizer` fits it."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
 
 
-def load_teacher(model: str, revision: str | None = None) -> LoadedTeacher:
+def load_teacher(model: str, revision: str | None = None, *, objective: Objective = MASKED_LM) -> LoadedTeacher:
     """Loads a hub model or a folder, and checks that it can teach. No code of the checkpoint is run.
 
     Raises:
-        UserError: nothing there, another family, no masked-LM head, or a tokenizer that does not fit.
+        UserError: nothing there, another family, no head for the objective or one of other outputs, or a tokenizer
+            that does not fit.
     """
     config = _load(AutoConfig, "config.json", model, revision)
     family_of(config.to_dict())
+    if objective != MASKED_LM:
+        _check_outputs(model, config, objective)
+    kind = objective if objective == MASKED_LM else objective.kind
     network, report = _load(
-        AutoModelForMaskedLM,
+        AUTO_CLASSES[kind],
         "weights",
         model,
         revision,
@@ -62,7 +77,9 @@ def load_teacher(model: str, revision: str | None = None) -> LoadedTeacher:
         weights_only=True,  # transformers' default too: a pickled checkpoint yields tensors, nothing else
         output_loading_info=True,
     )
-    _check_weights(model, network, report["missing_keys"])
+    _check_weights(model, kind, report["missing_keys"])
+    if objective == MASKED_LM:
+        _check_decoder(model, network)
     tokenizer = _load(AutoTokenizer, "tokenizer", model, revision)
     _check_tokenizer(model, tokenizer, config)
     return LoadedTeacher(network.eval(), tokenizer)
@@ -79,15 +96,38 @@ def _load(auto_class: Any, what: str, model: str, revision: str | None, **option
         ) from None
 
 
-def _check_weights(name: str, model: PreTrainedModel, missing: set[str]) -> None:
-    """transformers initialises missing weights at random, and unties those that differ, with a warning only."""
+def _check_outputs(name: str, config: PreTrainedConfig, objective: TaskObjective) -> None:
+    """Refuses a model that was fine-tuned on another task (UserError), as far as its config.json tells."""
+    names = [str(label) for _, label in sorted((config.id2label or {}).items())]
+    if len(names) != objective.num_outputs:
+        raise UserError(
+            f"teacher {name!r} has {len(names)} outputs ({', '.join(names)}), the task needs {objective.num_outputs}"
+            f" ({', '.join(objective.labels) or objective.kind}); use one that was fine-tuned on this task"
+        )
+    ours, theirs = ([label.casefold() for label in labels] for labels in (objective.labels, names))
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        raise UserError(
+            f"teacher {name!r} has its outputs in the order {', '.join(names)}, the task's labels are"
+            f" {', '.join(objective.labels)}; use one that was fine-tuned on this task as it is here"
+        )
+
+
+def _check_weights(name: str, kind: str, missing: set[str]) -> None:
+    """transformers initialises missing weights at random, with a warning only."""
     if missing:
         names = sorted(missing)
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        what, remedy = ("masked-LM", "trained for masked-language modelling")
+        if kind != MASKED_LM:
+            what, remedy = kind.replace("_", "-"), "fine-tuned on the task"
         raise UserError(
-            f"teacher {name!r} is no whole masked-LM model: its checkpoint lacks {', '.join(names[:8])}{more};"
-            " use one that was trained for masked-language modelling"
+            f"teacher {name!r} is no whole {what} model: its checkpoint lacks {', '.join(names[:8])}{more};"
+            f" use one that was {remedy}"
         )
+
+
+def _check_decoder(name: str, model: PreTrainedModel) -> None:
+    """transformers unties a decoder that differs from the word embedding, with a warning only."""
     head, decoder = head_of(model), model.get_output_embeddings()
     if decoder.weight is not head.decoder_weight or decoder.bias is not head.decoder_bias:
         raise UserError(
@@ -124,16 +164,15 @@ def _check_tokenizer(name: str, tokenizer: Any, config: PreTrainedConfig) -> Non
         )
 
 
-def check_sequence_length(config: PreTrainedConfig, sequence_length: int) -> None:
-    """Refuses sequences longer than the teacher has positions for (UserError)."""
+def check_sequence_length(
+    config: PreTrainedConfig, sequence_length: int, *, key: str = "corpus.sequence_length"
+) -> None:
+    """Refuses sequences longer than the teacher has positions for (UserError); `key` is where a user says it."""
     limit = config.max_position_embeddings
     if family_of(config.to_dict()).positions_follow_pad:
         limit -= config.pad_token_id + 1
     if sequence_length > limit:
-        raise UserError(
-            f"corpus.sequence_length is {sequence_length}, the teacher has {limit} positions; lower it to at most"
-            f" {limit}"
-        )
+        raise UserError(f"{key} is {sequence_length}, the teacher has {limit} positions; lower it to at most {limit}")
 
 
 def check_hidden_layers(config: PreTrainedConfig, layers: Sequence[int]) -> None:

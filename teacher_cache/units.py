@@ -15,9 +15,10 @@ from teacher_cache.errors import UserError
 from teacher_cache.format.row import Row
 from teacher_cache.format.sequences import StoredSequence
 from teacher_cache.format.spec import Identity
-from teacher_cache.masking import MaskedSequence, Vocabulary, mask_sequence
+from teacher_cache.masking import MaskedSequence, Vocabulary, mask_sequence, unmasked
 from teacher_cache.targets.batching import group_by_tokens, pad
 from teacher_cache.targets.soft_labels import SoftLabels, keep_top
+from teacher_cache.task_teacher import TaskTeacher
 from teacher_cache.teacher import Teacher
 
 Item = TypeVar("Item")
@@ -33,13 +34,18 @@ MaskedUnit = Sequence[tuple[StoredSequence, MaskedSequence]]
 def mask_unit(
     sequences: Sequence[StoredSequence], view: int, *, identity: Identity, vocabulary: Vocabulary
 ) -> MaskedUnit:
+    """Each sequence as a view has it: a task's inputs as they are."""
+    if identity.task:
+        return [(sequence, unmasked(sequence, identity.task.kind)) for sequence in sequences]
     options: Any = {"masking": identity.masking, "keep": identity.keep, "vocabulary": vocabulary}
     return [
         (sequence, mask_sequence(sequence.input_ids, sequence.sequence_id, view, **options)) for sequence in sequences
     ]
 
 
-def ask_unit(unit: MaskedUnit, *, teacher: Teacher, pad_id: int, identity: Identity, batch_tokens: int) -> list[Row]:
+def ask_unit(
+    unit: MaskedUnit, *, teacher: Teacher | TaskTeacher, pad_id: int, identity: Identity, batch_tokens: int
+) -> list[Row]:
     """What the teacher says of a masked unit; rows in its order.
 
     Raises:
@@ -81,7 +87,7 @@ class _Answer:
             raise UserError("the teacher's answer is not finite (NaN or infinity); try teacher.dtype: float32")
 
 
-def _ask(inputs: Sequence[MaskedSequence], teacher: Teacher, pad_id: int, identity: Identity) -> _Answer:
+def _ask(inputs: Sequence[MaskedSequence], teacher: Teacher | TaskTeacher, pad_id: int, identity: Identity) -> _Answer:
     """Asks about one micro-batch; on a GPU without waiting for the answer."""
     input_ids, attention_mask = pad([sequence.input_ids for sequence in inputs], pad_id)
     length = input_ids.shape[1]
@@ -89,15 +95,26 @@ def _ask(inputs: Sequence[MaskedSequence], teacher: Teacher, pad_id: int, identi
     is_cuda = teacher.device.type == "cuda"
     tensors = (input_ids, attention_mask, torch.from_numpy(places))
     ids, mask, kept = ((t.pin_memory() if is_cuda else t).to(teacher.device, non_blocking=True) for t in tensors)
-    layers, cpu = identity.hidden.stored_layers, torch.device("cpu")
+    cpu = torch.device("cpu")
     with torch.inference_mode():
-        states = teacher.encode(ids, mask, (*layers, -1))
-        hidden = {layer: state.flatten(0, 1)[kept] for layer, state in states.items()}
+        soft_labels, hidden = _said(teacher, ids, mask, kept, identity)
         return _Answer(
-            soft_labels=_soft_labels(teacher, hidden[-1], identity).to(cpu),
-            hidden={layer: hidden[layer].float().to(cpu, non_blocking=True) for layer in layers},
+            soft_labels=soft_labels.to(cpu),
+            hidden={layer: states.float().to(cpu, non_blocking=True) for layer, states in hidden.items()},
             copied=torch.cuda.current_stream(teacher.device).record_event() if is_cuda else None,
         )
+
+
+def _said(
+    teacher: Teacher | TaskTeacher, ids: torch.Tensor, mask: torch.Tensor, kept: torch.Tensor, identity: Identity
+) -> tuple[SoftLabels, dict[int, torch.Tensor]]:
+    """What the teacher says at kept places of a padded batch, and the hidden states to be stored, by layer."""
+    if isinstance(teacher, TaskTeacher):
+        return keep_top(teacher.answers(ids, mask, kept), top_k=identity.soft_labels.top_k, temperatures=()), {}
+    layers = identity.hidden.stored_layers
+    states = teacher.encode(ids, mask, (*layers, -1))
+    hidden = {layer: state.flatten(0, 1)[kept] for layer, state in states.items()}
+    return _soft_labels(teacher, hidden[-1], identity), {layer: hidden[layer] for layer in layers}
 
 
 def _soft_labels(teacher: Teacher, hidden: torch.Tensor, identity: Identity) -> SoftLabels:

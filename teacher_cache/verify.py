@@ -146,19 +146,23 @@ def _ask_again(cache: Cache) -> dict[str, float]:
 
     from teacher_cache.targets.batching import pad
     from teacher_cache.targets.soft_labels import SoftLabels
-    from teacher_cache.teacher import Teacher, load_teacher
+    from teacher_cache.task_teacher import TaskTeacher, teacher_of
+    from teacher_cache.teacher import load_teacher
 
-    loaded = load_teacher(str(cache.teacher.folder))
+    loaded = load_teacher(str(cache.teacher.folder), objective=cache.spec.objective)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = Teacher(loaded, getattr(torch, cache.spec.teacher.dtype), device)
+    teacher = teacher_of(loaded, cache.spec, device)
     worst = {"logit": 0.0, "rest_log_sum_exp": 0.0, "hidden": 0.0}
     for row in sample(cache, SAMPLE_ROWS):
         input_ids, attention_mask = pad([row.input_ids], loaded.tokenizer.pad_token_id)
-        layers = (*cache.spec.hidden.stored_layers, -1)
-        states = {
-            layer: h[0, row.kept_positions] for layer, h in teacher.encode(input_ids, attention_mask, layers).items()
-        }
-        logits, stored = teacher.logits(states[-1]).cpu(), SoftLabels.of_rows([row])
+        kept = torch.from_numpy(row.kept_positions)
+        if isinstance(teacher, TaskTeacher):
+            logits, states = teacher.answers(input_ids, attention_mask, kept).cpu(), {}
+        else:
+            layers = (*cache.spec.hidden.stored_layers, -1)
+            states = {layer: h[0, kept] for layer, h in teacher.encode(input_ids, attention_mask, layers).items()}
+            logits = teacher.logits(states[-1]).cpu()
+        stored = SoftLabels.of_rows([row])
         if cache.spec.soft_labels.code == "packed":  # which keeps no level of a row
             logits = logits - logits.max(dim=-1, keepdim=True).values
         outside = logits.scatter(-1, stored.topk_ids, -torch.inf)

@@ -244,7 +244,7 @@ def _origin(job: Job) -> Digests:
         teacher=teacher_files.digest(store),
         sequences=job.corpus.sha256,
         codebook=codebook.digest(store) if codebook.is_needed(identity) else None,
-        token_counts=token_counts.digest(store) if identity.masking.policy == "rare" else None,
+        token_counts=token_counts.digest(store) if identity.masks_rare else None,
     )
 
 

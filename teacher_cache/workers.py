@@ -54,20 +54,21 @@ class _TeacherWorker:
     def __init__(self, url: str, batch_tokens: int, num_threads: int, on_gpu: bool) -> None:
         import torch
 
-        from teacher_cache.teacher import Teacher, load_teacher
+        from teacher_cache.task_teacher import teacher_of
+        from teacher_cache.teacher import load_teacher
         from teacher_cache.units import vocabulary_of
 
         torch.set_num_threads(num_threads)
         self._cache = open_cache(url)
         self._identity, self._store = self._cache.spec, self._cache.store
         self._device = torch.device("cuda" if on_gpu else "cpu")
-        loaded = load_teacher(str(self._cache.teacher.folder))
-        is_rare = self._identity.masking.policy == "rare"
-        mask_probability = token_counts.read_mask_probability(self._store) if is_rare else None
+        loaded = load_teacher(str(self._cache.teacher.folder), objective=self._identity.objective)
+        masks_rare = self._identity.masks_rare
+        mask_probability = token_counts.read_mask_probability(self._store) if masks_rare else None
         self._sequences = Sequences(self._store)
         self._vocabulary = vocabulary_of(loaded.tokenizer, mask_probability)
         self._asking = {
-            "teacher": Teacher(loaded, getattr(torch, self._identity.teacher.dtype), self._device),
+            "teacher": teacher_of(loaded, self._identity, self._device),
             "pad_id": loaded.tokenizer.pad_token_id,
             "identity": self._identity,
         }

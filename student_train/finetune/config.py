@@ -36,6 +36,19 @@ class FinetuneExecution:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class DistillationConfig:
+    """Learning a task from a fine-tuned teacher's cached logits, too: DistilBERT's second step of distillation (arXiv
+    1910.01108, section 3), with the defaults of its authors' script."""
+
+    caches: dict[Name, dict[Name, Url]] = field(default_factory=dict)
+    """Model → task → the cache that `teacher-cache build` made of the task; all other runs learn from labels alone."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Of both sides' logits; not of regression, where they are the answer itself."""
+    soft_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of the loss against the teacher; the rest is that of the true labels."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FinetuneConfig:
     """Each model is fine-tuned on each task with each learning rate and the first seed; the rate with the best score on
     dev is then taken for the other seeds, as in BERT (arXiv 1810.04805, appendix A.3)."""
@@ -58,6 +71,7 @@ class FinetuneConfig:
     """Share of all steps over which the learning rate rises, before it falls to 0 linearly."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What forward and backward passes compute in; parameters and optimiser stay float32."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     keep_models: bool = False
     """All fine-tuned models, and not only that of the best learning rate and the first seed for each model and task."""
     execution: FinetuneExecution = field(default_factory=FinetuneExecution)
@@ -81,6 +95,16 @@ class FinetuneConfig:
             raise ValueError(f"reference is {self.reference!r}, models are {', '.join(self.models)}")
         return self
 
+    @model_validator(mode="after")
+    def _caches_are_of_runs(self) -> "FinetuneConfig":
+        for model, caches in self.distillation.caches.items():
+            if model not in self.models:
+                raise ValueError(f"distillation.caches names {model!r}, models are {', '.join(self.models)}")
+            for task in caches:
+                if task not in self.tasks:
+                    raise ValueError(f"distillation.caches.{model} names {task!r}, tasks are {', '.join(self.tasks)}")
+        return self
+
     @property
     def reference_model(self) -> str:
         return self.reference or next(iter(self.models))
@@ -90,4 +114,5 @@ def places(config: FinetuneConfig) -> dict[str, list[str]]:
     """Files and URLs that all machines must find, by key; what is no folder here counts as a name on the hub."""
     found = {"models": [path for path in config.models.values() if os.path.isdir(os.path.expanduser(path))]}
     found |= {f"tasks.{name}": [u for u in (t.folder, t.train, t.dev) if u] for name, t in config.tasks.items()}
+    found |= {f"distillation.caches.{model}": list(of.values()) for model, of in config.distillation.caches.items()}
     return found | {"output": [config.output]}

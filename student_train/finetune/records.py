@@ -12,7 +12,7 @@ All are JSON documents with digests, see `teacher_cache.format.documents`.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -46,6 +46,16 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """How a model learns a task from a cache, see `DistillationConfig`."""
+
+    fingerprint: str
+    """Of the cache."""
+    temperature: float
+    soft_weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelRecord:
     """A model as it was before fine-tuning."""
 
@@ -61,6 +71,8 @@ class ModelRecord:
     """Of these parameters in float32."""
     content_sha256: str
     """Of the encoder's tensors and the tokenizer: another model under this name is told apart."""
+    taught: dict[str, Teaching] = field(default_factory=dict)
+    """By task: the teacher that it learns from, too; without one it learns from labels alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from student_train.finetune.models import describe, normal_path
 from student_train.finetune.plan import Done, Plan, Run, done_of
 from student_train.finetune.pools import Outcome, pool
 from student_train.finetune.records import Results, RunRecord, TaskRecord
+from student_train.finetune.teacher_logits import teachings
 from student_train.finetune.text import line
 from teacher_cache.errors import UserError
 from teacher_cache.shell.settings import to_dict
@@ -45,7 +46,10 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     store, recipe = Store(config.output), records.recipe_of(config)
     tasks = [_task_record(name, task) for name, task in config.tasks.items()]
     lengths = {name: task.max_length for name, task in config.tasks.items()}
-    models = [describe(name, path, max_lengths=lengths) for name, path in config.models.items()]
+    models = [
+        replace(describe(name, path, max_lengths=lengths), taught=teachings(config, name, tasks))
+        for name, path in config.models.items()
+    ]
     records.begin(store, recipe, models, tasks)
     plan = Plan(models=recipe.models, tasks=recipe.tasks, lrs=recipe.lrs, seeds=recipe.seeds)
     errors = _make_all(config, plan, store, {task.name: task.metrics[0] for task in tasks})
@@ -56,7 +60,12 @@ def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
     """The same, whatever folder a worker runs in."""
     models = {name: normal_path(path) for name, path in config.models.items()}
     tasks = {name: _with_absolute_paths(task) for name, task in config.tasks.items()}
-    return replace(config, output=normal_url(config.output), models=models, tasks=tasks)
+    caches = {
+        model: {task: normal_url(url) for task, url in urls.items()}
+        for model, urls in config.distillation.caches.items()
+    }
+    distillation = replace(config.distillation, caches=caches)
+    return replace(config, output=normal_url(config.output), models=models, tasks=tasks, distillation=distillation)
 
 
 def _with_absolute_paths(task: TaskConfig) -> TaskConfig:

@@ -21,10 +21,12 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from student_train.finetune.config import FinetuneConfig
+from student_train.finetune.config import DistillationConfig, FinetuneConfig
 from student_train.finetune.models import load_model, load_tokenizer, local_path
 from student_train.finetune.plan import Run
 from student_train.finetune.records import MODEL_FOLDER, RunRecord, run_key
+from student_train.finetune.soft_loss import answer_mask, soft_loss, task_logits
+from student_train.finetune.teacher_logits import FEATURE, TEACHER_LOGITS, TaughtCollator, read_logits
 from teacher_cache.storage.store import Store
 from teacher_cache.tasks.record import Task
 from teacher_cache.tasks.task import features, load_task, score
@@ -46,13 +48,19 @@ def finetune_once(config: FinetuneConfig, run: Run, *, on_gpu: bool) -> RunRecor
     task = load_task(run.task, config.tasks[run.task])
     with local_path(config.models[run.model]) as folder, tempfile.TemporaryDirectory() as temporary:
         tokenizer = load_tokenizer(folder)
+        train, collate = features(task, "train", tokenizer), _collator(task, tokenizer)
+        if url := config.distillation.caches.get(run.model, {}).get(run.task):
+            collate = TaughtCollator(collate, read_logits(url, task, train, run.model))
+            train = train.add_column(FEATURE, list(range(len(train))))
         set_seed(run.seed)
         model = load_model(folder, task)
         trainer = _Trainer(
+            task,
+            config.distillation,
             model=model,
             args=_arguments(config, run, temporary, on_gpu=on_gpu),
-            data_collator=_collator(task, tokenizer),
-            train_dataset=features(task, "train", tokenizer),
+            data_collator=collate,
+            train_dataset=train,
         )
         trainer.remove_callback(PrinterCallback)
         dev = features(task, "dev", tokenizer)
@@ -113,7 +121,29 @@ def _collator(task: Task, tokenizer: PreTrainedTokenizerFast) -> Any:
 
 
 class _Trainer(Trainer):
-    """transformers' Trainer, with batches of like lengths, and an end at the first loss that is not finite."""
+    """transformers' Trainer, with batches of like lengths, a teacher's word where a batch holds it, and an end at the
+    first loss that is not finite."""
+
+    def __init__(self, task: Task, distillation: DistillationConfig, **options: Any) -> None:
+        super().__init__(**options)
+        self._task, self._distillation = task, distillation
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        # What is not among these is dropped before the collator sees it.
+        self._signature_columns = [*self._signature_columns, FEATURE]  # type: ignore[misc,assignment]  # declared as None
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        teacher = inputs.pop(TEACHER_LOGITS, None)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if teacher is not None:
+            kind, weight = self._task.kind, self._distillation.soft_weight
+            mask, temperature = answer_mask(kind, inputs), self._distillation.temperature
+            soft = soft_loss(kind, task_logits(outputs), teacher, mask=mask, temperature=temperature)
+            loss = weight * soft + (1 - weight) * loss
+        return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         # train_sampling_strategy would change the order of predictions too.

@@ -31,11 +31,16 @@ def compare(cache: Cache, *, num_positions: int = NUM_POSITIONS, progress: bool 
     """Runs the teacher on a sample of stored inputs, and measures how true the cache is to what it says.
 
     Raises:
-        UserError: `num_positions` is below 64, no view is sealed, or next to no masked positions are kept.
+        UserError: `num_positions` is below 64, no view is sealed, next to no masked positions are kept, or the cache is
+            of a task.
     """
     if num_positions < MIN_POSITIONS:
         raise UserError(
             f"positions is {num_positions}, at least {MIN_POSITIONS} are needed to measure anything: ask for more"
+        )
+    if cache.spec.task:
+        raise UserError(
+            f"{cache.url} keeps all that its teacher answers, exactly; `teacher-cache verify --teacher` shows it"
         )
     with torch.inference_mode():
         sample, teacher = draw(cache, num_positions, progress=progress)

@@ -9,7 +9,7 @@ import re
 import uuid
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from teacher_cache.errors import UserError
-from teacher_cache.format import documents, parquet
+from teacher_cache.format import documents, parquet, tensors
 from teacher_cache.format.objects import MAX_LIST_BYTES, ObjectRef, content_key, create_list, put_content
 from teacher_cache.format.parquet import Column
 from teacher_cache.format.refusal import refusing
@@ -33,6 +33,8 @@ PART_SEQUENCES = 65_536
 ROW_GROUP_SEQUENCES = 1024
 COMMIT_REMEDY = "move it away and run `teacher-cache build` again"
 _REF_FIELDS = ("key", "sha256", "num_bytes")
+_LABELS = {"label_positions": np.uint16, "label_ids": np.int32}
+"""Columns that parts of a task's sequences have, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +63,31 @@ class TokenisedFile:
 class StoredSequence:
     sequence_id: int
     document_id: int
+    """Of a task's: the example."""
     input_ids: np.ndarray
+    label_positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """int64, ascending: where a task has a true class; none in a corpus."""
+    label_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    """int32: the classes there."""
 
 
-def write_part(store: Store, file: int, part: int, ids: Sequence[np.ndarray], file_documents: Sequence[int]) -> Any:
-    """Stores a run of sequences; gives (object, sequences, tokens) as `TokenisedFile.parts` lists them."""
-    table = pa.table(
-        {"document": pa.array(file_documents, pa.int64()), "input_ids": parquet.ragged(ids, np.int32)},
-    )
+def write_part(
+    store: Store,
+    file: int,
+    part: int,
+    ids: Sequence[np.ndarray],
+    file_documents: Sequence[int],
+    *,
+    labels: Sequence[StoredSequence] = (),
+) -> Any:
+    """Stores a run of sequences; gives (object, sequences, tokens) as `TokenisedFile.parts` lists them.
+
+    `labels` are the same sequences where a task says what is true of them.
+    """
+    columns = {"document": pa.array(file_documents, pa.int64()), "input_ids": parquet.ragged(ids, np.int32)}
+    for name, dtype in _LABELS.items() if labels else ():
+        columns[name] = parquet.ragged([getattr(sequence, name) for sequence in labels], dtype)
+    table = pa.table(columns)
     data = parquet.write(table, metadata={"file": file, "part": part}, row_group_rows=ROW_GROUP_SEQUENCES)
     ref = put_content(store, _part_prefix(file, part), PART_SUFFIX, data)
     return ref, len(ids), sum(map(len, ids))
@@ -93,7 +112,7 @@ def read_commit(store: Store, file: int) -> TokenisedFile:
     document = documents.parse(data, name=name, remedy=COMMIT_REMEDY)
     with refusing(name, COMMIT_REMEDY):
         parts = [
-            (ObjectRef(**{field: part[field] for field in _REF_FIELDS}), part["sequences"], part["tokens"])
+            (ObjectRef(**{name: part[name] for name in _REF_FIELDS}), part["sequences"], part["tokens"])
             for part in document["parts"]
         ]
         return TypeAdapter(TokenisedFile).validate_python({"parts": parts, "num_documents": document["documents"]})
@@ -122,6 +141,16 @@ def seal(store: Store, num_files: int, fingerprint: str) -> None:
     metadata = {"fingerprint": fingerprint, "num_documents": first_documents[-1]}
     if not create_list(store, MANIFEST_KEY, columns, metadata=metadata):
         raise UserError(f"{store.url}/{MANIFEST_KEY} exists and lists other sequences; use a new cache URL")
+
+
+def digest_of(sequences: Sequence[StoredSequence]) -> str:
+    """SHA-256 of what a task's sequences hold: see `tensors.digest_of`."""
+    columns = {"document": np.array([sequence.document_id for sequence in sequences], np.int64)}
+    for name, dtype in {"input_ids": np.int32, **_LABELS}.items():
+        values = [getattr(sequence, name) for sequence in sequences]
+        columns[name] = np.concatenate(values).astype(dtype)
+        columns[f"num_{name}"] = np.array([len(value) for value in values], np.int64)
+    return tensors.digest_of(columns)
 
 
 class Sequences:
@@ -158,40 +187,49 @@ class Sequences:
         remedy = f"run `teacher-cache verify {self._store.url}`"
         with refusing(name, remedy):
             opened, _ = parquet.open_file(part.ref.fetch(self._store), name=name, remedy=remedy)
-            file = opened.expecting(_part_columns(part))
+            file = opened.expecting(_part_columns(part, opened.reader.schema_arrow.names))
             if file.metadata.num_rows != part.num_sequences:
                 raise UserError(f"it holds {file.metadata.num_rows:,} sequences, not {part.num_sequences:,}")
         first_group = start // ROW_GROUP_SEQUENCES
         last_group = (min(stop, part.num_sequences) - 1) // ROW_GROUP_SEQUENCES
         for group in range(first_group, last_group + 1):
             with refusing(name, remedy):
-                documents_of, rows = _read_group(file, group)
-            for offset, (document, ids) in enumerate(zip(documents_of, rows, strict=True)):
+                documents_of, columns = _read_group(file, group)
+            for offset, document in enumerate(documents_of):
                 row = group * ROW_GROUP_SEQUENCES + offset
                 if start <= row < stop:
                     yield StoredSequence(
                         sequence_id=part.first_sequence + row,
                         document_id=part.first_document + document,
-                        input_ids=ids,
+                        **{name: values[offset] for name, values in columns.items()},
                     )
 
 
-def _part_columns(part: Part) -> dict[str, Column]:
+def _part_columns(part: Part, names: Sequence[str]) -> dict[str, Column]:
+    """What a part with columns of some names must hold."""
     most = min(part.num_tokens, ROW_GROUP_SEQUENCES * MAX_SEQUENCE_LENGTH)
-    return {
+    columns = {
         "document": Column(type=pa.int64(), max_values=ROW_GROUP_SEQUENCES),
         "input_ids": Column(type=pa.list_(pa.int32()), max_values=most),
     }
+    if set(_LABELS) & set(names):
+        types = {name: pa.from_numpy_dtype(dtype) for name, dtype in _LABELS.items()}
+        columns |= {name: Column(type=pa.list_(kind), max_values=most) for name, kind in types.items()}
+    return columns
 
 
-def _read_group(file: parquet.File, group: int) -> tuple[list[int], list[np.ndarray]]:
-    """Documents and token ids of a row group's sequences."""
-    table = file.read_group(group, ["document", "input_ids"])
+def _read_group(file: parquet.File, group: int) -> tuple[list[int], dict[str, list[np.ndarray]]]:
+    """Documents of a row group's sequences, and what else it holds of each."""
+    table = file.read_group(group, list(file.columns))
     expected = min(ROW_GROUP_SEQUENCES, file.metadata.num_rows - group * ROW_GROUP_SEQUENCES)
-    values, offsets = parquet.unragged(table["input_ids"])
-    if len(table) != expected or table["document"].null_count or values.min(initial=0) < 0:
+    found = {name: parquet.unragged(table[name]) for name in file.columns if name != "document"}
+    has_negative = any(values.min(initial=0) < 0 for values, _ in found.values())
+    if len(table) != expected or table["document"].null_count or has_negative:
         raise UserError(f"row group {group} does not hold {expected:,} sequences of a document and token ids")
-    return table["document"].to_pylist(), parquet.split(values, offsets)
+    if "label_ids" in found and not np.array_equal(found["label_positions"][1], found["label_ids"][1]):
+        raise UserError(f"row group {group} has label_positions and label_ids that differ in number")
+    columns = {name: parquet.split(values, offsets) for name, (values, offsets) in found.items()}
+    return table["document"].to_pylist(), columns
 
 
 _NUMBERS = ("num_bytes", "file", "num_sequences", "num_tokens", "first_sequence", "first_document")

@@ -36,6 +36,7 @@ from teacher_cache.format.shard_columns import (
     hidden_columns,
     inputs,
     labels_columns,
+    num_answers,
 )
 from teacher_cache.format.shard_list import shard_prefix, shard_suffix
 from teacher_cache.format.spec import Identity
@@ -271,7 +272,7 @@ class ShardReader:
         values = {name: parquet.unragged(table[name])[0] for name in FLOAT_COLUMNS}
         for name in ("topk_logits", "rest"):
             check_finite(name, values[name])
-        check_ids("topk_ids", values["topk_ids"], self._coder.vocab_size)
+        check_ids("topk_ids", values["topk_ids"], num_answers(self._identity, self._coder.vocab_size))
         top_k, temperatures = self._identity.soft_labels.top_k, self.metadata["rest_temperatures"]
         rest = torch.tensor(values["rest"].reshape(num_positions, len(temperatures)))
         return SoftLabels(

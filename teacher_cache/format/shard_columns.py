@@ -99,15 +99,20 @@ def inputs(table: pa.Table, identity: Identity, *, vocab_size: int | None) -> di
         _check_positions(name, columns[name], lengths)
     if (columns["label_ids"].sizes != columns["label_positions"].sizes).any():
         raise UserError("label_ids and label_positions differ in number")
-    for name in ("input_ids", "label_ids"):
-        check_ids(name, columns[name].values, vocab_size)
+    check_ids("input_ids", columns["input_ids"].values, vocab_size)
+    check_ids("label_ids", columns["label_ids"].values, num_answers(identity, vocab_size))
     return columns
 
 
-def check_ids(name: str, ids: np.ndarray, vocab_size: int | None) -> None:
-    """Raises a UserError if a token id is none of the vocabulary."""
-    if ids.min(initial=0) < 0 or (vocab_size is not None and ids.max(initial=0) >= vocab_size):
-        raise UserError(f"{name} holds a token id that the vocabulary has not")
+def num_answers(identity: Identity, vocab_size: int | None) -> int | None:
+    """How many things a teacher can say at a position: the outputs of a task, otherwise tokens."""
+    return identity.task.num_outputs if identity.task else vocab_size
+
+
+def check_ids(name: str, ids: np.ndarray, size: int | None) -> None:
+    """Raises a UserError if an id is not below `size`, where that is known."""
+    if ids.min(initial=0) < 0 or (size is not None and ids.max(initial=0) >= size):
+        raise UserError(f"{name} holds a token id that the vocabulary has not, or an output that the task has not")
 
 
 def check_finite(name: str, values: np.ndarray) -> None:

@@ -27,7 +27,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SequenceLength = Annotated[int, Field(ge=3, le=MAX_SEQUENCE_LENGTH, strict=True)]
 Url = Annotated[str, Field(min_length=1)]
 Packing = Literal["documents", "full"]
-Objective = Literal["masked_lm"]
+TaskKind = Literal["classification", "regression", "tagging", "question_answering"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -141,6 +141,43 @@ class CorpusIdentity:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class TaskObjective:
+    """What a fine-tuned teacher answers of a task's examples, all of it, instead of what a masked token was."""
+
+    kind: TaskKind
+    labels: tuple[str, ...] = ()
+    """The classes of classification and tagging, in the order of the teacher's outputs."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Of a kept position: a logit a class; one of regression; start and end of an answer."""
+        return {"regression": 1, "question_answering": 2}.get(self.kind, len(self.labels))
+
+    @model_validator(mode="after")
+    def _labels_are_classes(self) -> "TaskObjective":
+        has_classes = self.kind in ("classification", "tagging")
+        if has_classes != (len(self.labels) > 1) or len(set(self.labels)) != len(self.labels):
+            wanted = "two or more, all distinct" if has_classes else "none"
+            raise ValueError(f"labels of kind {self.kind} must be {wanted}, they are {list(self.labels)}")
+        return self
+
+
+MaskedLM = Literal["masked_lm"]
+MASKED_LM: MaskedLM = "masked_lm"
+Objective = MaskedLM | TaskObjective
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TaskCorpusIdentity:
+    """A task's training examples as the teacher sees them, whatever files and settings they come from."""
+
+    sha256: Sha256
+    """Of the sequences, see `sequences.digest_of`."""
+    sequence_length: SequenceLength
+    tokenizer_sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TeacherIdentity:
     sha256: Sha256
     dtype: Dtype
@@ -152,9 +189,10 @@ class Identity:
 
     format_version: Literal[2] = FORMAT_VERSION
     objective: Objective
-    corpus: CorpusIdentity
+    corpus: CorpusIdentity | TaskCorpusIdentity
     teacher: TeacherIdentity
-    masking: MaskingConfig
+    masking: MaskingConfig | None
+    """None: of a task, whose inputs are asked about as they are."""
     keep: KeepConfig
     soft_labels: SoftLabelsConfig
     hidden: HiddenConfig
@@ -164,6 +202,47 @@ class Identity:
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON."""
         return documents.digest_of(to_dict(self))
+
+    @property
+    def task(self) -> TaskObjective | None:
+        """None: of a masked-LM teacher."""
+        return self.objective if isinstance(self.objective, TaskObjective) else None
+
+    @property
+    def masks_rare(self) -> bool:
+        """Whether masking must know how often each token stands in the corpus."""
+        return self.masking is not None and self.masking.policy == "rare"
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Identity":
+        is_task = self.task is not None
+        if (isinstance(self.corpus, TaskCorpusIdentity), self.masking is None) != (is_task, is_task):
+            raise ValueError("objective, corpus and masking must all be a task's, or none of them")
+        if self.task and (self.keep, self.soft_labels, self.hidden) != _task_targets(self.task):
+            raise ValueError("keep, soft_labels and hidden of a task must keep each output as it is, and nothing else")
+        return self
+
+
+def task_identity(
+    objective: TaskObjective, *, corpus: TaskCorpusIdentity, teacher: TeacherIdentity, unit_sequences: int
+) -> Identity:
+    """The identity of a task's cache: every output is kept exactly, wherever the task has one."""
+    keep, soft_labels, hidden = _task_targets(objective)
+    return Identity(
+        objective=objective,
+        corpus=corpus,
+        teacher=teacher,
+        masking=None,
+        keep=keep,
+        soft_labels=soft_labels,
+        hidden=hidden,
+        unit_sequences=unit_sequences,
+    )
+
+
+def _task_targets(objective: TaskObjective) -> tuple[KeepConfig, SoftLabelsConfig, HiddenConfig]:
+    soft_labels = SoftLabelsConfig(top_k=objective.num_outputs, temperatures=(), code="float32")
+    return KeepConfig(masked=1.0, unmasked=1.0), soft_labels, HiddenConfig(code="none")
 
 
 def create_or_check(store: Store, identity: Identity, notes: dict[str, Any]) -> None:

@@ -160,7 +160,7 @@ def _declare(store: Store, spec: CacheSpec, loaded: LoadedTeacher, survey: Surve
     identity = identify(spec, files, teacher, tokenizer_sha256(loaded.tokenizer))
     loaded.model.config.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
-    declare(store, identity, spec, files, folder)
+    declare(store, identity, spec.teacher, [file.url for file in files], folder)
     return identity
 
 
@@ -179,7 +179,7 @@ def _store_sequences(store: Store, survey: Survey, identity: Identity) -> Sequen
 
 def _vocabulary(store: Store, loaded: LoadedTeacher, corpus: Sequences, identity: Identity) -> Vocabulary:
     vocabulary = vocabulary_of(loaded.tokenizer)
-    if identity.masking.policy != "rare":
+    if identity.masking is None or identity.masking.policy != "rare":
         return vocabulary
     counts = token_counts.count(corpus, vocabulary.size)
     probability = rare_probabilities(counts, identity.masking.rate, vocabulary.special_ids)
