@@ -1,0 +1,195 @@
+"""What `student-train worth` writes, and reading it back.
+
+| key | what it holds |
+|---|---|
+| `worth.json` | `Worth`, with its own digest |
+| `worth.md` | the same as tables, to paste |
+| `retention.svg`, `.png` and others | the figures of `figures` |
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from teacher_cache.errors import UserError
+from teacher_cache.format import documents
+from teacher_cache.storage.store import Store
+
+WORTH_KEY, MARKDOWN_KEY = "worth.json", "worth.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A model on a task's dev set, over seeds; all in per cent."""
+
+    median: float
+    least: float
+    most: float
+    num_seeds: int
+    retention: float | None = None
+    """The median over the reference's; None for the reference, and where the reference's is not above 0."""
+    retention_least: float | None = None
+    """Over all pairs of a seed of the model and one of the reference; None where a reference's is not above 0."""
+    retention_most: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """Over the tasks that both the model and the reference have scores of."""
+
+    tasks: list[str]
+    score: float
+    """Mean of the medians, in per cent."""
+    reference: float
+    """The same of the reference, on the same tasks."""
+    retention: float | None
+    """`score` over `reference`, in per cent; None where `reference` is not above 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Of forward passes of one setting, against the reference's in the same rounds."""
+
+    device: str
+    """`cpu`, or a GPU's name."""
+    dtype: str
+    batch_sequences: int
+    sequence_length: int
+    """Tokens; none is padding."""
+    num_rounds: int
+    batch_s: float
+    """Median of the rounds."""
+    speedup: float
+    """Median over the rounds of the reference's seconds over the model's; 1 for the reference."""
+    speedup_low: float
+    """With `speedup_high`: 95 % interval of the median."""
+    speedup_high: float
+
+    @property
+    def setting(self) -> tuple[str, str, int, int]:
+        return self.device, self.dtype, self.batch_sequences, self.sequence_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheCost:
+    """A teacher cache that a student learned from."""
+
+    url: str
+    teacher: str
+    num_views: int
+    """That the student read in turn."""
+    num_bytes: int
+    """Of these views' shards, if each weighs what the first does."""
+    teacher_s: float | None
+    """Device seconds for which the teacher was asked about these views; None: not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What it took to make a student."""
+
+    training_s: float
+    """By the clock, over all attempts."""
+    num_workers: int
+    device: str
+    num_steps: int
+    num_tokens: int
+    """That the student read, over all steps."""
+    caches: list[CacheCost]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelWorth:
+    name: str
+    path: str
+    model_type: str
+    num_layers: int
+    width: int
+    num_parameters: int
+    """Without a head."""
+    num_bytes: int
+    """Of float32 weights on disk."""
+    scores: dict[str, Score]
+    """By task; without the tasks of which no run finished."""
+    average: Average | None
+    """None: no task has scores of both the model and the reference."""
+    speeds: list[Speed]
+    cost: Cost | None
+    """None: it is not the `model/` of a run of `student-train run`, or that run is not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskWorth:
+    name: str
+    kind: str
+    metric: str
+    """Which `Score` is of."""
+    num_dev: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What else a machine did before speeds were measured."""
+
+    per_core: float
+    """Load average of the last minute over the number of cores."""
+
+    @property
+    def is_quiet(self) -> bool:
+        return self.per_core <= QUIET_LOAD
+
+
+QUIET_LOAD = 0.25
+"""Above this load a core, other work decides what is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worth:
+    """Models beside their reference."""
+
+    results: str
+    """Where the fine-tuning lies."""
+    reference: str
+    tasks: list[TaskWorth]
+    models: list[ModelWorth]
+    """The reference first."""
+    notes: list[str]
+    """What is missing, and what that means."""
+    load: Load | None
+    """None: speeds were not measured."""
+    machine: dict[str, Any]
+    """On which speeds were measured."""
+    versions: dict[str, str]
+
+    @property
+    def students(self) -> list[ModelWorth]:
+        """All models but the reference."""
+        return self.models[1:]
+
+
+def write_worth(store: Store, worth: Worth) -> None:
+    store.replace(WORTH_KEY, documents.dump(asdict(worth)))
+
+
+def read_worth(url: str) -> Worth:
+    """What `student-train worth` wrote to a folder or URL.
+
+    Raises:
+        UserError: there is nothing of it, or it is damaged or of another version.
+    """
+    store = Store(url)
+    name, again = f"{store.url}/{WORTH_KEY}", "run `student-train worth` again"
+    try:
+        data = store.read(WORTH_KEY, max_bytes=documents.MAX_DOCUMENT_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"{store.url} holds no {WORTH_KEY}; give the --output of `student-train worth`") from None
+    try:
+        found: Worth = TypeAdapter(Worth).validate_python(documents.parse(data, name=name, remedy=again))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise UserError(f"{name} is of another version: {where}: {first['msg']}; {again}") from None
+    if not found.models or found.models[0].name != found.reference:
+        raise UserError(f"{name} is damaged: its first model is not its reference {found.reference!r}; {again}")
+    return found
