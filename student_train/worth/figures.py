@@ -76,16 +76,13 @@ def _against_latency(worth: Worth) -> Figure:
 
 
 def _tradeoff(worth: Worth, key: str, title: str, x_label: str, cost: Callable[[ModelWorth], float | None]) -> Figure:
-    """Average retention, the reference's being 1; hollow where it is not over all tasks."""
+    """Average retention over a cost; hollow where it is not over all tasks."""
     series = []
     for place, model in enumerate(worth.models):
-        share = (
-            1.0 if place == 0 else model.average.retention / 100 if model.average and model.average.retention else None
-        )
-        x = cost(model)
-        if share is not None and x is not None:
+        x, retention = cost(model), model.average.retention if model.average else None
+        if x is not None and retention is not None:
             is_whole = set(model.scores) == {task.name for task in worth.tasks}
-            series.append(Series(place=place, name=model.name, xs=(x,), ys=(share,), is_sound=is_whole))
+            series.append(Series(place=place, name=model.name, xs=(x,), ys=(retention / 100,), is_sound=is_whole))
     return Figure(
         key=f"worth-{key}",
         title=title,

@@ -1,39 +1,56 @@
-"""Scores by seed → what a model is worth on tasks beside its reference. Plain arithmetic."""
+"""Results of fine-tuning → what a model is worth on each task beside its reference. Plain arithmetic."""
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean, median
-
-from student_train.worth.records import Average, Score
-
-
-def score_of(scores: Sequence[float], reference: Sequence[float] | None = None) -> Score:
-    """Of a model's scores by seed, in per cent; `reference` are the reference's on the same task, None for itself.
-
-    Retention is the median over the reference's median. Its spread is over all pairs of a seed of each, and so holds
-    both models' luck. Scores that may fall to 0 and below, as correlations do, give no ratio there.
-    """
-    middle = median(scores)
-    spread = {"median": middle, "least": min(scores), "most": max(scores)}
-    if not reference or median(reference) <= 0:
-        return Score(**spread, num_seeds=len(scores))
-    pairs = [100 * score / other for score in scores for other in reference] if min(reference) > 0 else []
-    return Score(
-        **spread,
-        num_seeds=len(scores),
-        retention=100 * middle / median(reference),
-        retention_least=min(pairs, default=None),
-        retention_most=max(pairs, default=None),
-    )
+from student_train.finetune.records import Results
+from student_train.finetune.results import Cell, cell, retention
+from student_train.worth.records import Score
 
 
-def average_of(scores: Mapping[str, Score], reference: Mapping[str, Score]) -> Average | None:
-    """Over the tasks that both have scores of; None if there are none.
+def scores_of(results: Results, model: str) -> dict[str, Score]:
+    """A model's by task, without the tasks of which it has none."""
+    found = {}
+    for task in results.tasks:
+        own, reference = cell(results, model, task.name), cell(results, results.reference, task.name)
+        if own:
+            low, high = _spread(own, reference)
+            found[task.name] = Score(
+                median=own.median,
+                least=own.least,
+                most=own.most,
+                num_seeds=len(own.scores),
+                retention=retention(results, model, task.name),
+                retention_least=low,
+                retention_most=high,
+            )
+    return found
 
-    Average retention is the average score over the reference's, as DistilBERT's 97 % are 77.0 / 79.5 (arXiv 1910.01108,
-    table 1), and no mean of the tasks' retentions.
-    """
-    shared = [task for task in reference if task in scores]
-    if not shared:
-        return None
-    own, other = (fmean(of[task].median for task in shared) for of in (scores, reference))
-    return Average(tasks=shared, score=own, reference=other, retention=100 * own / other if other > 0 else None)
+
+def _spread(own: Cell, reference: Cell | None) -> tuple[float | None, float | None]:
+    """Least and most retention over all pairs of a seed of each, so that it holds the luck of both."""
+    if reference is None or reference.least <= 0:
+        return None, None
+    ratios = [100 * score / other for score in own.scores.values() for other in reference.scores.values()]
+    return min(ratios), max(ratios)
+
+
+def notes_of(results: Results) -> list[str]:
+    """What is missing, and which figures therefore say less than they seem to."""
+    found = []
+    for model in results.models:
+        cells = {task.name: cell(results, model.name, task.name) for task in results.tasks}
+        missing = [task for task, there in cells.items() if there is None]
+        few = [
+            f"{task} ({len(there.scores)})" for task, there in cells.items() if there and _lacks_seeds(there, results)
+        ]
+        if missing:
+            found.append(f"{model.name} has no score on {', '.join(missing)}: its average is over the other tasks")
+        if few:
+            found.append(f"{model.name} has fewer than {len(results.seeds)} seeds on {', '.join(few)}")
+    for task in results.tasks:
+        reference = cell(results, results.reference, task.name)
+        if reference and reference.median <= 0:
+            found.append(f"{task.name}: the reference's score is not above 0, so there is no retention")
+    return found
+
+
+def _lacks_seeds(there: Cell, results: Results) -> bool:
+    return len(there.scores) < len(results.seeds)

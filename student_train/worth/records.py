@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from student_train.finetune.results import Average
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents
 from teacher_cache.storage.store import Store
@@ -27,24 +28,11 @@ class Score:
     least: float
     most: float
     num_seeds: int
-    retention: float | None = None
-    """The median over the reference's; None for the reference, and where the reference's is not above 0."""
-    retention_least: float | None = None
-    """Over all pairs of a seed of the model and one of the reference; None where a reference's is not above 0."""
-    retention_most: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Average:
-    """Over the tasks that both the model and the reference have scores of."""
-
-    tasks: list[str]
-    score: float
-    """Mean of the medians, in per cent."""
-    reference: float
-    """The same of the reference, on the same tasks."""
     retention: float | None
-    """`score` over `reference`, in per cent; None where `reference` is not above 0."""
+    """The median over the reference's; None where that is missing or not above 0."""
+    retention_least: float | None
+    """Over all pairs of a seed of the model and one of the reference; None where one of these is not above 0."""
+    retention_most: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +95,13 @@ class ModelWorth:
     num_layers: int
     width: int
     num_parameters: int
-    """Without a head."""
+    """Of the encoder."""
     num_bytes: int
-    """Of float32 weights on disk."""
+    """Of these parameters in float32."""
     scores: dict[str, Score]
     """By task; without the tasks of which no run finished."""
     average: Average | None
-    """None: no task has scores of both the model and the reference."""
+    """None: there is no task that both the model and the reference have scores of."""
     speeds: list[Speed]
     cost: Cost | None
     """None: it is not the `model/` of a run of `student-train run`, or that run is not there."""
