@@ -63,16 +63,15 @@ def _against_parameters(worth: Worth) -> Figure:
 
 
 def _against_latency(worth: Worth) -> Figure:
-    settings = [speed.setting for speed in worth.models[0].speeds if speed.device == "cpu"]
-    if not settings:
-        return _tradeoff(worth, "latency", "Retention and latency", "", lambda model: None)
-    device, dtype, batch, length = setting = settings[0]
-    label = f"ms on {device} for {batch} × {length} tokens, {dtype}"
+    """On CPU, of the first setting."""
+    of_models = worth.speeds.of_models if worth.speeds else {}
+    first = {name: speeds[0] for name, speeds in of_models.items() if speeds}
+    told = next((f"{speed.batch_sequences} × {speed.sequence_length} tokens" for speed in first.values()), "")
 
     def latency_ms(model: ModelWorth) -> float | None:
-        return next((1000 * speed.batch_s for speed in model.speeds if speed.setting == setting), None)
+        return 1000 * first[model.name].batch_s if model.name in first else None
 
-    return _tradeoff(worth, "latency", "Retention and latency", label, latency_ms)
+    return _tradeoff(worth, "latency", "Retention and latency", f"ms on CPU, {told}", latency_ms)
 
 
 def _tradeoff(worth: Worth, key: str, title: str, x_label: str, cost: Callable[[ModelWorth], float | None]) -> Figure:

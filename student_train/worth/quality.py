@@ -37,20 +37,14 @@ def notes_of(results: Results) -> list[str]:
     found = []
     for model in results.models:
         cells = {task.name: cell(results, model.name, task.name) for task in results.tasks}
-        missing = [task for task, there in cells.items() if there is None]
-        few = [
-            f"{task} ({len(there.scores)})" for task, there in cells.items() if there and _lacks_seeds(there, results)
-        ]
-        if missing:
-            found.append(f"{model.name} has no score on {', '.join(missing)}: its average is over the other tasks")
-        if few:
-            found.append(f"{model.name} has fewer than {len(results.seeds)} seeds on {', '.join(few)}")
+        if missing := [name for name, there in cells.items() if not there]:
+            whose = "no average counts these" if model.name == results.reference else "its average is over the others"
+            found.append(f"{model.name} has no score on {', '.join(missing)}: {whose}")
+        few = {name: len(there.scores) for name, there in cells.items() if there}
+        if lacking := [f"{name} ({number})" for name, number in few.items() if number < len(results.seeds)]:
+            found.append(f"{model.name} has fewer than {len(results.seeds)} seeds on {', '.join(lacking)}")
     for task in results.tasks:
         reference = cell(results, results.reference, task.name)
         if reference and reference.median <= 0:
             found.append(f"{task.name}: the reference's score is not above 0, so there is no retention")
     return found
-
-
-def _lacks_seeds(there: Cell, results: Results) -> bool:
-    return len(there.scores) < len(results.seeds)

@@ -102,7 +102,6 @@ class ModelWorth:
     """By task; without the tasks of which no run finished."""
     average: Average | None
     """None: there is no task that both the model and the reference have scores of."""
-    speeds: list[Speed]
     cost: Cost | None
     """None: it is not the `model/` of a run of `student-train run`, or that run is not there."""
 
@@ -116,20 +115,24 @@ class TaskWorth:
     num_dev: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """What else a machine did before speeds were measured."""
+QUIET_LOAD = 0.25
+"""Of a core: above it, other work may decide what is measured."""
 
-    per_core: float
-    """Load average of the last minute over the number of cores."""
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """Of all models, measured in one go."""
+
+    of_models: dict[str, list[Speed]]
+    """By name; each has the same settings in the same order."""
+    load_per_core: float
+    """What the machine did besides: load average of the minute before, over the number of cores."""
+    machine: dict[str, Any]
+    versions: dict[str, str]
 
     @property
     def is_quiet(self) -> bool:
-        return self.per_core <= QUIET_LOAD
-
-
-QUIET_LOAD = 0.25
-"""Above this load a core, other work decides what is measured."""
+        return self.load_per_core <= QUIET_LOAD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +147,8 @@ class Worth:
     """The reference first."""
     notes: list[str]
     """What is missing, and what that means."""
-    load: Load | None
-    """None: speeds were not measured."""
-    machine: dict[str, Any]
-    """On which speeds were measured."""
-    versions: dict[str, str]
+    speeds: Speeds | None
+    """None: they were not measured."""
 
     @property
     def students(self) -> list[ModelWorth]:
@@ -171,13 +171,20 @@ def read_worth(url: str) -> Worth:
     try:
         data = store.read(WORTH_KEY, max_bytes=documents.MAX_DOCUMENT_BYTES)
     except FileNotFoundError:
-        raise UserError(f"{store.url} holds no {WORTH_KEY}; give the --output of `student-train worth`") from None
+        raise UserError(f"{store.url} holds no {WORTH_KEY}; give what `student-train worth` wrote") from None
     try:
-        found: Worth = TypeAdapter(Worth).validate_python(documents.parse(data, name=name, remedy=again))
+        return from_plain(documents.parse(data, name=name, remedy=again))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
         raise UserError(f"{name} is of another version: {where}: {first['msg']}; {again}") from None
-    if not found.models or found.models[0].name != found.reference:
-        raise UserError(f"{name} is damaged: its first model is not its reference {found.reference!r}; {again}")
+
+
+def from_plain(values: dict[str, Any]) -> Worth:
+    """The inverse of `asdict`.
+
+    Raises:
+        ValidationError: of pydantic; these are no values of a worth.
+    """
+    found: Worth = TypeAdapter(Worth).validate_python(values)
     return found

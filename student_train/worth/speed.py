@@ -9,13 +9,17 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from student_train.console import say
-from student_train.measuring import interval, timed
-from student_train.worth.records import Load, Speed
+from student_train.finetune.models import local_path
+from student_train.measuring import interval, machine, timed, versions
+from student_train.worth.records import Speed, Speeds
+from teacher_cache.errors import UserError
+from teacher_cache.targets.heads import FAMILIES
 
 BATCHES = (1, 32)
 LENGTHS = (128, 512)
@@ -47,13 +51,41 @@ class Setting:
         return str(self.dtype).removeprefix("torch.")
 
 
-def load() -> Load:
-    """Of this machine, before anything is measured."""
-    return Load(per_core=os.getloadavg()[0] / (os.cpu_count() or 1))
+def measure(paths: Mapping[str, str], *, dtypes: Sequence[str], threads: int | None) -> Speeds:
+    """Of models by name, the first of which is the reference.
+
+    Raises:
+        UserError: a model's config.json cannot be read.
+    """
+    before = os.getloadavg()[0] / (os.cpu_count() or 1)
+    if threads:
+        torch.set_num_threads(threads)
+    configs = {name: read_config(name, path) for name, path in paths.items()}
+    chosen = settings([getattr(torch, dtype) for dtype in dtypes], max_length=min(map(num_positions, configs.values())))
+    return Speeds(of_models=_by_model(configs, chosen), load_per_core=before, machine=machine(), versions=versions())
+
+
+def read_config(name: str, path: str) -> PreTrainedConfig:
+    try:
+        with local_path(path) as folder:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            return config
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the speed of model {name!r} cannot be measured: {path!r} gives no config.json; bring it back, or leave "
+            f"speeds out by --no-speed ({' '.join(str(error).split())})"
+        ) from None
+
+
+def num_positions(config: PreTrainedConfig) -> int:
+    """Tokens of the longest sequence that a model takes."""
+    family = FAMILIES.get(config.model_type)
+    lost = config.pad_token_id + 1 if family and family.positions_follow_pad else 0
+    return int(config.max_position_embeddings - lost)
 
 
 def settings(dtypes: Sequence[torch.dtype], *, max_length: int) -> list[Setting]:
-    """On CPU and, where there is one, on a GPU; of lengths that no model is too short for, or the longest such."""
+    """On CPU and, where there is one, on a GPU; at lengths that no model is too short for, or the longest such."""
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     lengths = [length for length in LENGTHS if length <= max_length] or [max_length]
     return [
@@ -65,15 +97,14 @@ def settings(dtypes: Sequence[torch.dtype], *, max_length: int) -> list[Setting]
     ]
 
 
-def measure(configs: Mapping[str, PreTrainedConfig], chosen: Sequence[Setting]) -> dict[str, list[Speed]]:
-    """Speeds by model, in the order of the settings; the first model is the reference."""
+def _by_model(configs: Mapping[str, PreTrainedConfig], chosen: Sequence[Setting]) -> dict[str, list[Speed]]:
+    """Speeds in the order of the settings."""
     found: dict[str, list[Speed]] = {name: [] for name in configs}
-    for device, dtype in dict.fromkeys((setting.device, setting.dtype) for setting in chosen):
+    for (device, dtype), group in groupby(chosen, key=lambda setting: (setting.device, setting.dtype)):
         models = {name: build(config).to(device, dtype) for name, config in configs.items()}
-        for setting in chosen:
-            if (setting.device, setting.dtype) == (device, dtype):
-                for name, speed in measure_setting(models, setting).items():
-                    found[name].append(speed)
+        for setting in group:
+            for name, speed in measure_setting(models, setting).items():
+                found[name].append(speed)
     return found
 
 
