@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
-from teacher_cache.tasks.config import TaskConfig
 
 from student_train.config import NonNegative, Positive, Share
 from teacher_cache.format.spec import Url
 from teacher_cache.shell.settings import STRICT
+from teacher_cache.tasks.config import TaskConfig
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 

@@ -165,15 +165,16 @@ def _speed_header(speed: Speed) -> tuple[str, str]:
 
 def _speed_cells(speed: Speed) -> tuple[str, str]:
     figure = 1000 * speed.batch_s if speed.batch_sequences == 1 else speed.batch_sequences / speed.batch_s
-    if speed.speedup == speed.speedup_low == speed.speedup_high == 1:
-        return f"{figure:,.4g}", "1"
-    return f"{figure:,.4g}", f"{speed.speedup:.2f} ({speed.speedup_low:.2f} to {speed.speedup_high:.2f})"
+    interval = (
+        f" ({speed.speedup_low:.2f} to {speed.speedup_high:.2f})" if speed.speedup_low < speed.speedup_high else ""
+    )
+    return f"{figure:,.4g}", f"{speed.speedup:.2f}{interval}"
 
 
 def _speed_note(reference: str, speeds: Speeds) -> str:
     told = (
-        f"Sequences × tokens of a batch, none padding, with a classifier's head; medians. Speed-up: the time of {reference}"
-        " by the model's in the same rounds (95 % interval)."
+        f"Sequences × tokens of a batch, none of it padding, with a classifier's head; medians. Speed-up: the time of "
+        f"{reference} by the model's in the same rounds (95 % interval)."
     )
     if speeds.is_quiet:
         return told
