@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.set_defaults(work=_run, render=command.pairs)
     _add_submit(commands)
     _add_sweep(commands)
+    _add_finetune(commands)
     _add_debug_batch(commands)
     _add_compare(commands)
     _add_report(commands)
@@ -42,7 +43,9 @@ def _add_submit(commands: Any) -> None:
     help_text = "train a student, or many, on a Ray cluster, as a job"
     submit = commands.add_parser("submit", help=help_text, description=help_text)
     submission.add_arguments(submit)
-    submit.add_argument("--sweep", action="store_true", help="CONFIG is a sweep's")
+    kinds = submit.add_mutually_exclusive_group()
+    kinds.add_argument("--sweep", action="store_true", help="CONFIG is a sweep's")
+    kinds.add_argument("--finetune", action="store_true", help="CONFIG is one of fine-tuning")
     submit.add_argument("--json", action="store_true", help="print the result as JSON")
     submit.set_defaults(work=_submit, render=command.pairs)
 
@@ -60,6 +63,10 @@ def _submit(options: argparse.Namespace) -> dict[str, Any]:
             Command(module="student_train.cli", name="sweep", address_key="student.execution.address"),
             places=lambda config: {"student.caches": config.student.get("caches", ()), "output": [config.output]},
         )
+    if options.finetune:
+        from student_train.finetune.config import FinetuneConfig, places
+
+        return run(options, FinetuneConfig, Command(module="student_train.cli", name="finetune"), places=places)
     from student_train.config import StudentSpec
 
     return run(
@@ -92,6 +99,32 @@ def _render_sweep(result: dict[str, Any]) -> str:
     from student_train.sweep.records import table
 
     return table(result)
+
+
+def _add_finetune(commands: Any) -> None:
+    help_text = "fine-tune and evaluate models on tasks, or go on with it"
+    finetune = commands.add_parser("finetune", help=help_text, description=help_text)
+    finetune.add_argument("config", metavar="CONFIG", help="YAML file of models and tasks")
+    finetune.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="for example epochs=2 execution.num_workers=4"
+    )
+    finetune.add_argument("--json", action="store_true", help="print the result as JSON")
+    finetune.set_defaults(work=_finetune, render=_render_finetune)
+
+
+def _finetune(options: argparse.Namespace) -> dict[str, Any]:
+    from student_train.finetune.config import FinetuneConfig
+
+    config = settings.load(FinetuneConfig, options.config, options.overrides)
+    from student_train.finetune.run import finetune
+
+    return asdict(finetune(config))
+
+
+def _render_finetune(result: dict[str, Any]) -> str:
+    from student_train.finetune.text import render
+
+    return render(result)
 
 
 def _add_debug_batch(commands: Any) -> None:

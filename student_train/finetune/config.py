@@ -1,5 +1,6 @@
 """What a user asks of fine-tuning: `FinetuneConfig`, one YAML file. Defaults are those of BERT on GLUE."""
 
+import os
 import re
 from dataclasses import field
 from typing import Annotated, Literal
@@ -36,8 +37,8 @@ class FinetuneExecution:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FinetuneConfig:
-    """Each model is fine-tuned on each task with each learning rate and the first seed; the rate with the best dev score
-    is then taken for the other seeds, as in BERT (arXiv 1810.04805, appendix A.3)."""
+    """Each model is fine-tuned on each task with each learning rate and the first seed; the rate with the best score on
+    dev is then taken for the other seeds, as in BERT (arXiv 1810.04805, appendix A.3)."""
 
     output: Url
     """Folder or URL for records and fine-tuned models."""
@@ -83,3 +84,10 @@ class FinetuneConfig:
     @property
     def reference_model(self) -> str:
         return self.reference or next(iter(self.models))
+
+
+def places(config: FinetuneConfig) -> dict[str, list[str]]:
+    """Files and URLs that all machines must find, by key; what is no folder here counts as a name on the hub."""
+    found = {"models": [path for path in config.models.values() if os.path.isdir(os.path.expanduser(path))]}
+    found |= {f"tasks.{name}": [u for u in (t.folder, t.train, t.dev) if u] for name, t in config.tasks.items()}
+    return found | {"output": [config.output]}

@@ -41,18 +41,17 @@ class Plan:
 
     def known(self, done: Done) -> list[Run]:
         """The runs of which it is known already that they belong to the plan, done or not, task by task."""
-        cells = [self.tries(model, task) for task, model in itertools.product(self.tasks, self.models)]
-        return [run for tries in cells for run in [*tries, *self._repeats(tries, done)]]
+        return [run for tries in self._tries() for run in [*tries, *self._repeats(tries, done)]]
 
-    def tries(self, model: str, task: str) -> list[Run]:
-        """The runs that find a model's learning rate on a task."""
-        return [Run(model=model, task=task, lr=lr, seed=self.seeds[0]) for lr in self.lrs]
+    def losers(self, done: Done) -> list[Run]:
+        """Tries of other learning rates than the best one, where all tries are done."""
+        pairs = [(tries, _best_of(tries, done)) for tries in self._tries()]
+        return [run for tries, best in pairs if best for run in tries if run != best]
 
-    def losers(self, model: str, task: str, done: Done) -> list[RunRecord]:
-        """Tries of other learning rates than the best; none before all are done."""
-        tries = self.tries(model, task)
-        best = _best_of(tries, done)
-        return [done[run] for run in tries if run != best] if best else []
+    def _tries(self) -> list[list[Run]]:
+        """For each task and model the runs that find the learning rate."""
+        cells = itertools.product(self.tasks, self.models)
+        return [[Run(model=model, task=task, lr=lr, seed=self.seeds[0]) for lr in self.lrs] for task, model in cells]
 
     def _repeats(self, tries: Sequence[Run], done: Done) -> list[Run]:
         """The best of the tries with the other seeds; none before all are done."""

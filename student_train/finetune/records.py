@@ -23,6 +23,7 @@ from teacher_cache.format import documents
 from teacher_cache.format.spec import differences
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
+from teacher_cache.tasks.record import TaskFile
 
 RECIPE_KEY = "finetune.json"
 MODEL_FOLDER = "model"
@@ -63,15 +64,6 @@ class ModelRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileRecord:
-    """A file of a task."""
-
-    name: str
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class TaskRecord:
     """A task as its files held it."""
 
@@ -82,9 +74,10 @@ class TaskRecord:
     """The first is its score."""
     num_train: int
     num_dev: int
-    max_length: int
-    """Tokens."""
-    files: list[FileRecord]
+    files: list[TaskFile]
+    """None of a hub data set."""
+    config: dict[str, Any]
+    """As `TaskConfig` takes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +217,12 @@ def begin(store: Store, recipe: Recipe, models: list[ModelRecord], tasks: list[T
 
 
 def _content(record: ModelRecord | TaskRecord) -> dict[str, Any]:
-    """What two records of one name must share: where a model lies is no part of it."""
-    return {key: value for key, value in asdict(record).items() if key != "path"}
+    """What two records of one name must share: where a model or a file lies is no part of it."""
+    values = asdict(record)
+    if isinstance(record, ModelRecord):
+        return {key: value for key, value in values.items() if key != "path"}
+    config = {key: value for key, value in record.config.items() if key not in ("folder", "train", "dev")}
+    return values | {"config": config, "files": [file.sha256 for file in record.files]}
 
 
 def _short(value: Any) -> str:
