@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -24,13 +24,14 @@ class Table:
 def render(result: dict[str, Any]) -> str:
     """All of a `Worth`, given as plain values, for a terminal."""
     worth = from_plain(result)
-    blocks = [f"{table.title}\n{command.table(table.header, table.rows)}\n{table.note}" for table in tables(worth)]
+    parts = [(table.title, command.table(table.header, table.rows), table.note) for table in tables(worth)]
+    blocks = ["\n".join(line for line in lines if line) for lines in parts]
     return "\n\n".join([heading(worth), *blocks, *(f"note: {note}" for note in worth.notes)])
 
 
 def markdown(worth: Worth) -> str:
     """To paste into a README or a model card."""
-    blocks = [f"**{table.title}**\n\n{_pipes(table)}\n\n{table.note}" for table in tables(worth)]
+    blocks = [block for table in tables(worth) for block in (f"**{_escaped(table.title)}**", _pipes(table), table.note)]
     notes = "\n".join(f"- {_escaped(note)}" for note in worth.notes)
     return "\n\n".join(block for block in (*blocks, notes) if block) + "\n"
 
@@ -59,7 +60,7 @@ def _scores(worth: Worth) -> Table:
     return Table(
         title="Scores, per cent",
         note="On dev: median of the seeds (least to most); the average is that of the medians.",
-        header=["model", *(f"{task.name}, {task.metric}" for task in worth.tasks), "average"],
+        header=["model", *(f"{task.name}, {task.metric.replace('_', ' ')}" for task in worth.tasks), "average"],
         rows=[
             [model.name, *(_score(model.scores.get(task.name)) for task in worth.tasks), _average_score(model, worth)]
             for model in worth.models
@@ -145,12 +146,12 @@ def _speed_tables(models: Sequence[ModelWorth], speeds: Speeds) -> list[Table]:
         found.append(
             Table(
                 title=f"Speed on {_device(device, speeds)}, {dtype}",
-                note=_speed_note(models[0].name, speeds),
+                note="",
                 header=["model", *(cell for speed in rows[models[0].name] for cell in _speed_header(speed))],
                 rows=[[name, *(cell for speed in row for cell in _speed_cells(speed))] for name, row in rows.items()],
             )
         )
-    return found
+    return [*found[:-1], *(replace(last, note=_speed_note(models[0].name, speeds)) for last in found[-1:])]
 
 
 def _device(device: str, speeds: Speeds) -> str:

@@ -24,18 +24,18 @@ def write_results(
     scores: Mapping[str, Mapping[str, Sequence[float | None]]] = SCORES,
     *,
     paths: Mapping[str, str] | None = None,
-    num_seeds: int = 3,
+    reference: str | None = None,
 ) -> Results:
-    """Scores by model, task and seed, all of one learning rate; None is a run that diverged. The first model is the
-    reference."""
+    """Scores by model, task and seed, all of one learning rate; None is a run that diverged. Without another reference
+    it is the first model."""
     store, tasks = Store(str(folder)), list(next(iter(scores.values())))
     recipe = Recipe(
         training={},
         models=list(scores),
-        reference=next(iter(scores)),
+        reference=reference or next(iter(scores)),
         tasks=tasks,
         lrs=[LR],
-        seeds=list(range(1, num_seeds + 1)),
+        seeds=[1, 2, 3],
     )
     store.replace(records.RECIPE_KEY, documents.dump(vars(recipe)))
     for model, by_task in scores.items():
@@ -58,7 +58,7 @@ def model_record(name: str, path: str) -> ModelRecord:
         width=768,
         num_parameters=num_parameters,
         num_bytes=4 * num_parameters,
-        sha256="0" * 64,
+        content_sha256="0" * 64,
     )
 
 

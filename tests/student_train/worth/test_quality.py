@@ -55,8 +55,10 @@ def test_a_task_that_is_missing_for_a_model_is_told_and_not_averaged(tmp_path):
         part={"A": (40, 40, 40)},
     )
     whole, part = average(results, "whole"), average(results, "part")
-    assert whole and (whole.score, whole.retention) == (53, pytest.approx(100 * 53 / 70))
-    assert part and (part.tasks, part.score, part.retention) == (["A"], 40, pytest.approx(50))
+    assert whole
+    assert (whole.score, whole.retention) == (53, pytest.approx(100 * 53 / 70))
+    assert part
+    assert (part.tasks, part.score, part.retention) == (["A"], 40, pytest.approx(50))
     assert notes_of(results) == ["part has no score on B: its average is over the others"]
 
 
@@ -67,7 +69,8 @@ def test_what_the_reference_lacks_no_average_counts(tmp_path):
         student={"A": (40, 40, 40), "B": (99, 99, 99)},
     )
     found = average(results, "student")
-    assert found and found.retention == pytest.approx(50)
+    assert found
+    assert found.retention == pytest.approx(50)
     assert scores_of(results, "student")["B"].retention is None
     assert notes_of(results) == ["teacher has no score on B: no average counts these"]
 

@@ -97,7 +97,7 @@ def test_a_worth_of_the_reference_alone_has_its_scores_and_size(tmp_path):
 
 def test_markdown_has_the_same_cells_in_pipes(worth):
     text = markdown(worth)
-    assert "| model | CoLA, matthews_correlation | SST-2, accuracy | STS-B, pearson | RTE, accuracy | average |" in text
+    assert "| model | CoLA, matthews correlation | SST-2, accuracy | STS-B, pearson | RTE, accuracy | average |" in text
     for table in tables(worth):
         for row in table.rows:
             assert f"| {' | '.join(row)} |" in text
