@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.errors import UserError
-from teacher_cache.tasks import classification, tagging
+from teacher_cache.tasks import classification, question_answering, squad, tagging
 from teacher_cache.tasks.config import TaskConfig
 from teacher_cache.tasks.conll import read_conll
 from teacher_cache.tasks.files import describe, task_urls
 from teacher_cache.tasks.glue import GLUE, MNLI_METRICS, read_glue
+from teacher_cache.tasks.hub import read_hub
 from teacher_cache.tasks.record import Kind, Split, Task
 from teacher_cache.tasks.table import read_table
 
@@ -27,11 +28,13 @@ _ENCODERS = {
     "classification": classification.encode,
     "regression": classification.encode,
     "tagging": tagging.encode,
+    "question_answering": question_answering.encode,
 }
 _SCORES = {
     "classification": classification.score,
     "regression": classification.score,
     "tagging": tagging.score,
+    "question_answering": question_answering.score,
 }
 
 
@@ -62,13 +65,14 @@ def load_task(name: str, config: TaskConfig) -> Task:
         read = _read(config, urls)
     except UserError as error:
         raise UserError(f"task {name}: {error}") from None
+    types = squad.types() if read.kind == "question_answering" else None
     return Task(
         name=name,
         kind=read.kind,
         labels=read.labels,
         metrics=read.metrics,
-        train=_some(Dataset.from_dict(read.train), config.max_train_rows),
-        dev=Dataset.from_dict(read.dev),
+        train=_some(Dataset.from_dict(read.train, types), config.max_train_rows),
+        dev=Dataset.from_dict(read.dev, types),
         files=files,
         config=config,
     )
@@ -137,6 +141,8 @@ def _read(config: TaskConfig, urls: dict[str, str]) -> _Read:
     match config.layout:
         case "conll":
             return _read_tagging(urls)
+        case "squad":
+            return _read_squad(urls)
         case "table":
             return _read_table(config, urls)
     return _read_glue(config, urls)
@@ -151,6 +157,15 @@ def _read_tagging(urls: dict[str, str]) -> _Read:
         metrics=tagging.METRICS,
         train=tagging.examples(urls["train"], train, labels),
         dev=tagging.examples(urls["dev"], dev, labels),
+    )
+
+
+def _read_squad(urls: dict[str, str]) -> _Read:
+    return _Read(
+        kind="question_answering",
+        metrics=question_answering.METRICS,
+        train=squad.read_squad(urls["train"]),
+        dev=squad.read_squad(urls["dev"]),
     )
 
 
@@ -174,15 +189,16 @@ def _read_glue(config: TaskConfig, urls: dict[str, str]) -> _Read:
 def _read_table(config: TaskConfig, urls: dict[str, str]) -> _Read:
     assert config.label is not None
     assert config.kind is not None
-    train, dev = (read_table(urls[split], [*config.text, config.label]) for split in ("train", "dev"))
-    labels = classification.label_names(train, config.label) if config.kind == "classification" else ()
+    names = [*config.text, config.label]
+    tables = read_hub(config) if config.hub else {split: read_table(url, names) for split, url in urls.items()}
+    labels = classification.label_names(tables["train"], config.label) if config.kind == "classification" else ()
     columns = {"text": config.text, "label": config.label, "labels": labels, "kind": config.kind}
     return _Read(
         kind=config.kind,
         labels=labels,
         metrics=classification.METRICS[config.kind],
-        train=classification.examples(train, **columns),
-        dev=classification.examples(dev, **columns),
+        train=classification.examples(tables["train"], **columns),
+        dev=classification.examples(tables["dev"], **columns),
     )
 
 
