@@ -3,11 +3,11 @@
     python -m infra.bench.ablations [--quick] [--json] [--teacher DIR --corpus GLOB --heldout FILE] [--steps N]
         [--seeds N] [--sst2 DIR] [--only NAME…] [--work DIR] [KEY=VALUE…]
 
-All students of a seed get the same batches, and all learn for as many steps. They are held against each other by
-masked-LM loss and accuracy on documents that none has seen and, with `--sst2`, fine-tuned. Caches and students lie in
-`--work`: what is finished there is not made again. `KEY=VALUE` are settings of all students, as of
-`student-train run`. Beside each row stands what DistilBERT's authors found, in points of the GLUE score (arXiv
-1910.01108, table 4).
+All students learn for as many steps, and those of one cache and seed from the same sequences in the same order; one
+view differs from three once there is a second epoch. They are held against each other by masked-LM loss and accuracy on
+documents that none has seen and, with `--sst2`, fine-tuned. Caches and students lie in `--work`: what is finished there
+is not made again. `KEY=VALUE` are settings of all students, as of `student-train run`. Beside each row stands what
+DistilBERT's authors found, in points of the GLUE score (arXiv 1910.01108, table 4).
 """
 
 import argparse
@@ -36,7 +36,7 @@ WHOLE = "whole recipe"
 NUM_VIEWS = 3
 UNMASKED = 0.1
 """Rate at which unmasked positions are kept, unless a variant has another."""
-STUDENT: dict[str, Any] = {"batch_sequences": 64}
+BATCH_SEQUENCES = 64
 SST2 = "SST-2"
 
 
@@ -84,15 +84,23 @@ def make_cache(work: Path, variant: Variant, teacher: str, corpus: str) -> Cache
     return open_cache(build(spec).cache)
 
 
-def make_student(work: Path, variant: Variant, cache: Cache, *, steps: int, seed: int, overrides: Sequence[str]) -> str:
-    """The finished student's folder."""
-    given = {"steps": steps, "seed": seed, **STUDENT, **variant.student}
-    place = work / "students" / safe_name(variant.name) / f"{seed}"
-    spec = settings.from_overrides(
-        StudentSpec,
-        [f"caches=[{cache.url}]", f"output={place}", *(f"{key}={value}" for key, value in given.items()), *overrides],
-    )
-    output.say(f"{variant.name}, seed {seed}: {place}")
+def make_spec(work: Path, variant: Variant, cache: Cache, seed: int, options: argparse.Namespace) -> StudentSpec:
+    """What a variant's student is asked for."""
+    given = {
+        "caches": f"[{cache.url}]",
+        "output": work / "students" / safe_name(variant.name) / f"{seed}",
+        "seed": seed,
+        "steps": options.steps,
+        "batch_sequences": BATCH_SEQUENCES,
+        **variant.student,
+    }
+    overrides = [*(f"{key}={value}" for key, value in given.items()), *options.overrides]
+    return settings.from_overrides(StudentSpec, overrides)
+
+
+def make_student(spec: StudentSpec, variant: Variant) -> str:
+    """The folder of the finished student."""
+    output.say(f"{variant.name}, seed {spec.seed}: {spec.output}")
     return run_worker(spec, device=training.device(), show=_show, num_views=variant.num_views).model
 
 
@@ -123,24 +131,27 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         teacher, corpus = plan.make_inputs(work, quick=True)
         heldout = work / "text" / "heldout.txt"
     first = make_cache(work, Variant(name=WHOLE), teacher, corpus)
-    config = first.teacher.config
-    every = variants(width=config["hidden_size"], num_heads=config["num_attention_heads"])
-    runs, students = [], {}
+    every = variants(width=first.teacher.hidden_size, num_heads=_num_heads(first.teacher.config))
+    runs: list[dict[str, Any]] = []
     for variant in chosen(every, options.only):
         cache = make_cache(work, variant, teacher, corpus)
         view = info(cache.url)["views"][0]
         for seed in range(options.seeds):
-            name = f"{variant.name}, seed {seed}"
-            students[name] = make_student(
-                work, variant, cache, steps=options.steps, seed=seed, overrides=options.overrides
-            )
-            runs.append({"arm": variant.name, "name": name, "seed": seed, "bytes": view["bytes_per_token"]})
+            spec = make_spec(work, variant, cache, seed, options)
+            num_epochs = options.steps * spec.batch_sequences / view["num_sequences"]
+            about = {"arm": variant.name, "seed": seed, "bytes": view["bytes_per_token"], "epochs": num_epochs}
+            runs.append(about | {"folder": make_student(spec, variant)})
+    students = {f"{each['arm']}, seed {each['seed']}": each["folder"] for each in runs}
     looked = {row["model"]: row for row in held_out.compare(students, first, heldout)}
     scores = finetuned(work, students, options.sst2) if options.sst2 else {}
-    for each in runs:
-        each |= {figure: looked[each["name"]][figure] for figure in ("loss", "accuracy")}
-        each |= {SST2: scores[each["name"]]} if each["name"] in scores else {}
+    for name, each in zip(students, runs, strict=True):
+        each |= {figure: looked[name][figure] for figure in ("loss", "accuracy")}
+        each |= {SST2: scores[name]} if name in scores else {}
     return result(runs, {variant.name: variant.published for variant in every}, options)
+
+
+def _num_heads(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_attention_heads") or config["n_heads"])
 
 
 def result(
@@ -152,7 +163,11 @@ def result(
     return {
         "name": "ablations" + (" (quick: a random teacher, few steps)" if options.quick else ""),
         "ratios": {f"held-out loss, {row['arm']} / {WHOLE}": row["loss"] / whole["loss"] for row in rows[1:]},
-        "figures": {"steps": options.steps, "arms": [row | {"published": published[row["arm"]]} for row in rows]},
+        "figures": {
+            "steps": options.steps,
+            "epochs": runs[0]["epochs"],
+            "arms": [row | {"published": published[row["arm"]]} for row in rows],
+        },
         "machine": output.machine(),
         "versions": output.versions(),
     }
