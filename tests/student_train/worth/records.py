@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from student_train.finetune import records
 from student_train.finetune.records import ModelRecord, Recipe, Results, RunRecord, TaskRecord, read_results
-from student_train.worth.records import Speed, Speeds
+from student_train.worth.records import Speed, Speeds, write_worth
+from student_train.worth.worth import make_worth
 from teacher_cache.format import documents
 from teacher_cache.storage.store import Store
 
@@ -46,6 +48,16 @@ def write_results(
     for task in tasks:
         records.write(store, task_record(task))
     return read_results(store)
+
+
+def write_made_up_worth(
+    folder: Path, scores: Mapping[str, Mapping[str, Sequence[float | None]]] = SCORES, **options: Any
+) -> str:
+    """A worth with speeds, as `student-train worth` writes it; where it lies."""
+    results = write_results(folder, scores, **options)
+    place = f"{folder}/worth"
+    write_worth(Store(place), make_worth(str(folder), results, speeds(list(scores))))
+    return place
 
 
 def model_record(name: str, path: str) -> ModelRecord:

@@ -51,7 +51,7 @@ def test_it_prints_tables_and_writes_where_it_is_told(tmp_path, capsys):
 def test_the_reference_comes_first_wherever_it_stands(tmp_path):
     write_results(tmp_path, dict(reversed(SCORES.items())), reference="teacher")
     assert worth(tmp_path, "--no-speed") == 0
-    assert [model.name for model in read_worth(str(tmp_path / "worth")).models][0] == "teacher"
+    assert read_worth(str(tmp_path / "worth")).models[0].name == "teacher"
 
 
 def test_speeds_are_of_the_models_that_were_fine_tuned(tmp_path, capsys):
