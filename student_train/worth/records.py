@@ -54,10 +54,6 @@ class Speed:
     """With `speedup_high`: 95 % interval of the median."""
     speedup_high: float
 
-    @property
-    def setting(self) -> tuple[str, str, int, int]:
-        return self.device, self.dtype, self.batch_sequences, self.sequence_length
-
 
 @dataclass(frozen=True, kw_only=True)
 class CacheCost:

@@ -165,10 +165,9 @@ def test_what_students_are_worth_is_shown_where_it_is_given(tmp_path, capsys):
 def test_names_in_a_worth_are_no_markup(tmp_path):
     write_run(tmp_path / "runs")
     hostile = "<script>$\\frac{a$ & _"
-    worth = read_worth(
-        write_made_up_worth(tmp_path / "tasks", {"_teacher": {"<b>": (1, 1, 1)}, hostile: {"<b>": (1, 2, 3)}})
-    )
-    document = Document(render(read_students([str(tmp_path / "runs")]), worth=worth))
+    scores = {"_teacher": {"<b>": (1, 1, 1)}, hostile: {"<b>": (1, 2, 3)}}
+    worth = read_worth(write_made_up_worth(tmp_path / "tasks", scores))
+    document = page_of(tmp_path / "runs", worth=worth)
     assert not {"script", "b"} & set(document.tags)
     assert document.text.count(hostile) >= 3
 
