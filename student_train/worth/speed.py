@@ -81,7 +81,7 @@ def num_positions(config: PreTrainedConfig) -> int:
     """Tokens of the longest sequence that a model takes."""
     family = FAMILIES.get(config.model_type)
     lost = config.pad_token_id + 1 if family and family.positions_follow_pad else 0
-    return int(config.max_position_embeddings - lost)
+    return int(getattr(config, "max_position_embeddings", max(LENGTHS)) - lost)
 
 
 def settings(dtypes: Sequence[torch.dtype], *, max_length: int) -> list[Setting]:

@@ -26,14 +26,19 @@ def render(result: dict[str, Any]) -> str:
     worth = from_plain(result)
     parts = [(table.title, command.table(table.header, table.rows), table.note) for table in tables(worth)]
     blocks = ["\n".join(line for line in lines if line) for lines in parts]
-    return "\n\n".join([heading(worth), *blocks, *(f"note: {note}" for note in worth.notes)])
+    told = "\n".join([heading(worth), *headlines(worth)])
+    return "\n\n".join([told, *blocks, *(f"note: {note}" for note in worth.notes)])
 
 
 def markdown(worth: Worth) -> str:
     """To paste into a README or a model card."""
     blocks = [block for table in tables(worth) for block in (f"**{_escaped(table.title)}**", _pipes(table), table.note)]
-    notes = "\n".join(f"- {_escaped(note)}" for note in worth.notes)
-    return "\n\n".join(block for block in (*blocks, notes) if block) + "\n"
+    blocks = [_listed(headlines(worth)), *blocks, _listed(worth.notes)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {_escaped(line)}" for line in lines)
 
 
 def _pipes(table: Table) -> str:
@@ -48,6 +53,22 @@ def _escaped(text: str) -> str:
 def heading(worth: Worth) -> str:
     names = ", ".join(model.name for model in worth.students) or "no student"
     return f"{names} beside {worth.reference}, on {len(worth.tasks)} task{'s' if len(worth.tasks) > 1 else ''}"
+
+
+def headlines(worth: Worth) -> list[str]:
+    """Each student in a sentence."""
+    return [f"{model.name} {_headline(model, worth)}" for model in worth.students]
+
+
+def _headline(model: ModelWorth, worth: Worth) -> str:
+    reference = worth.models[0]
+    kept = model.average.retention if model.average else None
+    score = "has no average to compare" if kept is None else f"keeps {kept:.1f} % of {reference.name}'s average score"
+    share = model.num_parameters / max(reference.num_parameters, 1)
+    size = f"{abs(1 - share):.0%} {'fewer' if share <= 1 else 'more'} parameters".replace("%", " %")
+    speeds = worth.speeds.of_models[model.name] if worth.speeds and worth.speeds.is_quiet else []
+    fast = [f"{speed.speedup:.2f} times as fast on {speed.device} ({_batch(speed)} tokens)" for speed in speeds[:1]]
+    return ", ".join([f"{score} with {size}", *fast])
 
 
 def tables(worth: Worth) -> list[Table]:
@@ -161,7 +182,11 @@ def _device(device: str, speeds: Speeds) -> str:
 
 def _speed_header(speed: Speed) -> tuple[str, str]:
     unit = "ms" if speed.batch_sequences == 1 else "sequences/s"
-    return f"{speed.batch_sequences} × {speed.sequence_length}, {unit}", "speed-up"
+    return f"{_batch(speed)}, {unit}", "speed-up"
+
+
+def _batch(speed: Speed) -> str:
+    return f"{speed.batch_sequences} × {speed.sequence_length}"
 
 
 def _speed_cells(speed: Speed) -> tuple[str, str]:
@@ -177,9 +202,8 @@ def _speed_note(reference: str, speeds: Speeds) -> str:
         f"Sequences × tokens of a batch, none of it padding, with a classifier's head; medians. Speed-up: the time of "
         f"{reference} by the model's in the same rounds (95 % interval)."
     )
-    if speeds.is_quiet:
-        return told
-    return f"{told} The machine was not quiet, load {speeds.load_per_core:.2f} a core before: take no figure for sure."
+    load = f"Load of the machine before: {speeds.load_per_core:.2f} a core"
+    return f"{told} {load}{'.' if speeds.is_quiet else '; other work ran beside, and nothing here is promised.'}"
 
 
 def _costs(worth: Worth) -> Table:

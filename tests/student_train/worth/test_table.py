@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from student_train.worth.records import CacheCost, Cost, ModelWorth, Worth
-from student_train.worth.table import markdown, render, tables
+from student_train.worth.table import headlines, markdown, render, tables
 from student_train.worth.worth import make_worth
 from tests.student_train.worth.records import SCORES, speeds, write_results
 
@@ -48,6 +48,17 @@ def test_scores_and_retention_stand_beside_each_other(worth):
     assert [row[0] for row in tables(worth)[1].rows] == ["six layers", "three layers"]
 
 
+def test_each_student_has_a_sentence(worth, tmp_path):
+    sentence = (
+        "six layers keeps 93.8 % of teacher's average score with 39 % fewer parameters, 2.00 times as fast on cpu"
+    )
+    assert headlines(worth)[0] == f"{sentence} (1 × 128 tokens)"
+    assert sentence in render(asdict(worth))
+    assert sentence in markdown(worth)
+    negative = write_results(tmp_path / "negative", {"three layers": {"A": (-1, -1, -1)}, "teacher": {"A": (5, 5, 5)}})
+    assert headlines(make_worth("", negative, None)) == ["teacher has no average to compare with 143 % more parameters"]
+
+
 def test_sizes_are_told_beside_the_reference(worth):
     assert cells(worth, "Size", "six layers") == ["6 × 768", "66,362,880", "60.6%", "265 MB"]
 
@@ -56,12 +67,13 @@ def test_each_device_and_dtype_has_its_speeds(worth):
     assert cells(worth, "Speed on AMD EPYC, 2 threads, float32", "teacher") == ["80", "1.00", "12.5", "1.00"]
     assert cells(worth, "Speed on AMD EPYC", "three layers")[:2] == ["20", "4.00 (3.98 to 4.02)"]
     assert cells(worth, "Speed on NVIDIA H200, bfloat16", "six layers") == ["25", "2.00 (1.98 to 2.02)"]
-    assert "not quiet" not in render(asdict(worth))
+    assert "Load of the machine before: 0.02 a core." in render(asdict(worth))
 
 
 def test_a_loaded_machine_is_told(tmp_path):
     text = render(asdict(make_worth(str(tmp_path), write_results(tmp_path), speeds(load_per_core=0.9))))
-    assert "The machine was not quiet, load 0.90 a core before: take no figure for sure." in text
+    assert "Load of the machine before: 0.90 a core; other work ran beside, and nothing here is promised." in text
+    assert "times as fast" not in text
 
 
 def test_costs_are_told_as_far_as_they_are_known(worth):
