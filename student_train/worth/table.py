@@ -32,8 +32,10 @@ def render(result: dict[str, Any]) -> str:
 
 def markdown(worth: Worth) -> str:
     """To paste into a README or a model card."""
-    blocks = [block for table in tables(worth) for block in (f"**{_escaped(table.title)}**", _pipes(table), table.note)]
-    blocks = [_listed(headlines(worth)), *blocks, _listed(worth.notes)]
+    blocks = [_listed(headlines(worth))]
+    for table in tables(worth):
+        blocks += [f"**{_escaped(table.title)}**", _pipes(table), _escaped(table.note)]
+    blocks.append(_listed(worth.notes))
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -63,12 +65,13 @@ def headlines(worth: Worth) -> list[str]:
 def _headline(model: ModelWorth, worth: Worth) -> str:
     reference = worth.models[0]
     kept = model.average.retention if model.average else None
-    score = "has no average to compare" if kept is None else f"keeps {kept:.1f} % of {reference.name}'s average score"
+    if kept is None:
+        return f"has no average score to hold against {reference.name}'s"
     share = model.num_parameters / max(reference.num_parameters, 1)
-    size = f"{abs(1 - share):.0%} {'fewer' if share <= 1 else 'more'} parameters".replace("%", " %")
+    parameters = f"{100 * abs(1 - share):.0f} % {'fewer' if share <= 1 else 'more'} parameters"
     speeds = worth.speeds.of_models[model.name] if worth.speeds and worth.speeds.is_quiet else []
     fast = [f"{speed.speedup:.2f} times as fast on {speed.device} ({_batch(speed)} tokens)" for speed in speeds[:1]]
-    return ", ".join([f"{score} with {size}", *fast])
+    return ", ".join([f"keeps {kept:.1f} % of {reference.name}'s average score with {parameters}", *fast])
 
 
 def tables(worth: Worth) -> list[Table]:
