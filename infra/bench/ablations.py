@@ -77,10 +77,11 @@ def chosen(every: Sequence[Variant], only: Sequence[str]) -> list[Variant]:
     return [each for each in every if each.name == WHOLE or not only or any(part in each.name for part in only)]
 
 
-def make_cache(work: Path, variant: Variant, teacher: str, corpus: str) -> Cache:
-    """The cache of a variant; those of the same rates share one."""
-    folder = work / "caches" / f"unmasked-{variant.unmasked:g}"
-    spec = plan.make_spec(folder, teacher, corpus, [f"keep.unmasked={variant.unmasked:g}", f"views={NUM_VIEWS}"])
+def make_cache(work: Path, unmasked: float, teacher: str, corpus: str) -> Cache:
+    """The cache that all variants with this rate share."""
+    output.say(f"a cache of {NUM_VIEWS} views, unmasked positions at rate {unmasked:g}")
+    overrides = [f"keep.unmasked={unmasked:g}", f"views={NUM_VIEWS}"]
+    spec = plan.make_spec(work / "caches" / f"unmasked-{unmasked:g}", teacher, corpus, overrides)
     return open_cache(build(spec).cache)
 
 
@@ -130,17 +131,14 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     if teacher is None:
         teacher, corpus = plan.make_inputs(work, quick=True)
         heldout = work / "text" / "heldout.txt"
-    first = make_cache(work, Variant(name=WHOLE), teacher, corpus)
+    caches = {UNMASKED: make_cache(work, UNMASKED, teacher, corpus)}
+    first = caches[UNMASKED]
     every = variants(width=first.teacher.hidden_size, num_heads=_num_heads(first.teacher.config))
     runs: list[dict[str, Any]] = []
     for variant in chosen(every, options.only):
-        cache = make_cache(work, variant, teacher, corpus)
-        view = info(cache.url)["views"][0]
-        for seed in range(options.seeds):
-            spec = make_spec(work, variant, cache, seed, options)
-            num_epochs = options.steps * spec.batch_sequences / view["num_sequences"]
-            about = {"arm": variant.name, "seed": seed, "bytes": view["bytes_per_token"], "epochs": num_epochs}
-            runs.append(about | {"folder": make_student(spec, variant)})
+        if variant.unmasked not in caches:
+            caches[variant.unmasked] = make_cache(work, variant.unmasked, teacher, corpus)
+        runs += _make_students(work, variant, caches[variant.unmasked], options)
     students = {f"{each['arm']}, seed {each['seed']}": each["folder"] for each in runs}
     looked = {row["model"]: row for row in held_out.compare(students, first, heldout)}
     scores = finetuned(work, students, options.sst2) if options.sst2 else {}
@@ -148,6 +146,17 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         each |= {figure: looked[name][figure] for figure in ("loss", "accuracy")}
         each |= {SST2: scores[name]} if name in scores else {}
     return result(runs, {variant.name: variant.published for variant in every}, options)
+
+
+def _make_students(work: Path, variant: Variant, cache: Cache, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A variant's students, one a seed."""
+    view, found = info(cache.url)["views"][0], []
+    for seed in range(options.seeds):
+        spec = make_spec(work, variant, cache, seed, options)
+        num_epochs = options.steps * spec.batch_sequences / view["num_sequences"]
+        about = {"arm": variant.name, "seed": seed, "bytes": view["bytes_per_token"], "epochs": num_epochs}
+        found.append(about | {"folder": make_student(spec, variant)})
+    return found
 
 
 def _num_heads(config: Mapping[str, Any]) -> int:

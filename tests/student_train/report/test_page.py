@@ -157,6 +157,7 @@ def test_what_students_are_worth_is_shown_where_it_is_given(tmp_path, capsys):
     assert "six layers 6 × 768 66,362,880 60.6% 265 MB" in document.text
     assert document.tags.count("figure") == 11
     assert "worth" not in page_of(tmp_path / "runs").ids
+    capsys.readouterr()
     assert f"{tmp_path} holds no worth.json; give what `student-train worth` wrote" in refused(
         capsys, tmp_path, "--worth", str(tmp_path)
     )
