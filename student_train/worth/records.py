@@ -4,13 +4,13 @@
 |---|---|
 | `worth.json` | `Worth`, with its own digest |
 | `worth.md` | the same as tables, to paste |
-| `retention.svg`, `.png` and others | the figures of `figures` |
+| `<figure>.svg`, `<figure>.png` | the figures of `figures` |
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from student_train.finetune.results import Average
 from teacher_cache.errors import UserError
@@ -139,7 +139,7 @@ class Worth:
     """Where the fine-tuning lies."""
     reference: str
     tasks: list[TaskWorth]
-    models: list[ModelWorth]
+    models: Annotated[list[ModelWorth], Field(min_length=1)]
     """The reference first."""
     notes: list[str]
     """What is missing, and what that means."""

@@ -140,7 +140,8 @@ class _Pass:
         # None of the special ids: RoBERTa counts positions from where there is no padding.
         low, high = 5, model.config.vocab_size
         ids = torch.randint(low, high, shape, generator=torch.Generator().manual_seed(0)).to(setting.device)
-        self._run = lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        mask = torch.ones_like(ids)
+        self._run = lambda: model(input_ids=ids, attention_mask=mask)
         timed(self._run)
         self._repeats = max(1, round(TURN_S / max(timed(self._run), 1e-6)))
 

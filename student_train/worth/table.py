@@ -70,8 +70,14 @@ def _headline(model: ModelWorth, worth: Worth) -> str:
     share = model.num_parameters / max(reference.num_parameters, 1)
     parameters = f"{100 * abs(1 - share):.0f} % {'fewer' if share <= 1 else 'more'} parameters"
     speeds = worth.speeds.of_models[model.name] if worth.speeds and worth.speeds.is_quiet else []
-    fast = [f"{speed.speedup:.2f} times as fast on {speed.device} ({_batch(speed)} tokens)" for speed in speeds[:1]]
+    fast = [
+        f"{speed.speedup:.2f} times as fast on {_short(speed.device)} ({_batch(speed)} tokens)" for speed in speeds[:1]
+    ]
     return ", ".join([f"keeps {kept:.1f} % of {reference.name}'s average score with {parameters}", *fast])
+
+
+def _short(device: str) -> str:
+    return "CPU" if device == "cpu" else device
 
 
 def tables(worth: Worth) -> list[Table]:

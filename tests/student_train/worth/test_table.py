@@ -50,7 +50,7 @@ def test_scores_and_retention_stand_beside_each_other(worth):
 
 def test_each_student_has_a_sentence(worth, tmp_path):
     sentence = "six layers keeps 93.8 % of teacher's average score with 39 % fewer parameters"
-    assert headlines(worth)[0] == f"{sentence}, 2.00 times as fast on cpu (1 × 128 tokens)"
+    assert headlines(worth)[0] == f"{sentence}, 2.00 times as fast on CPU (1 × 128 tokens)"
     assert sentence in render(asdict(worth))
     assert sentence in markdown(worth)
     negative = write_results(tmp_path / "negative", {"three layers": {"A": (-1, -1, -1)}, "teacher": {"A": (5, 5, 5)}})
