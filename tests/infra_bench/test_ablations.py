@@ -1,15 +1,20 @@
 """The ablations: each changes one thing, and what is finished is not made again."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra.bench import plan
 from infra.bench.ablations import WHOLE, Variant, chosen, parse, render, result, run, variants
 from student_train.config import StudentSpec
 from student_train.report.compare import flat
 from teacher_cache.format.spec import KeepConfig
 from teacher_cache.shell.settings import from_overrides, to_dict
+from tests import caches, families
 
 EVERY = variants(width=384, num_heads=6)
 
@@ -69,7 +74,11 @@ def test_a_teacher_comes_with_its_texts(given, capsys):
 
 
 def test_students_are_made_compared_and_not_made_again(tmp_path, monkeypatch):
-    options = parse(["--quick", "--only", "one view", "half", "masked positions", "--work", str(tmp_path)])
+    monkeypatch.setattr(plan, "SEQUENCE_LENGTH", 24)
+    teacher = families.save_pretrained(tmp_path / "teacher")
+    texts = [caches.make_corpus(tmp_path / f"{seed}.txt", num_documents=150, seed=seed) for seed in range(2)]
+    given = ["--teacher", teacher, "--corpus", texts[0], "--heldout", texts[1], "--steps", 8, "--seeds", 1]
+    options = parse([*map(str, given), "batch_sequences=16", "--only", "one view", "half", "masked positions"])
     first = run(options, tmp_path)
     arms = [row["arm"] for row in first["figures"]["arms"]]
     assert arms == [WHOLE, "random, half the width", "masked positions only", "one view"]
@@ -79,3 +88,13 @@ def test_students_are_made_compared_and_not_made_again(tmp_path, monkeypatch):
     assert len(list(Path(tmp_path, "caches").iterdir())) == 2
     monkeypatch.setattr("student_train.loop.Trainer.step", None)  # no step can be taken
     assert run(options, tmp_path)["figures"]["arms"] == first["figures"]["arms"]
+
+
+@pytest.mark.slow
+def test_a_quick_run_prints_one_object():
+    command = [sys.executable, "-m", "infra.bench.ablations", "--quick", "--json"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"name", "ratios", "figures", "machine", "versions"}
+    assert [row["arm"] for row in found["figures"]["arms"]] == [variant.name for variant in EVERY]
