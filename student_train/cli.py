@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_debug_batch(commands)
     _add_compare(commands)
     _add_report(commands)
+    _add_worth(commands)
     options = command.parse(parser, arguments)
     return command.run(lambda: options.work(options), as_json=options.json, render=options.render)
 
@@ -171,13 +172,47 @@ def _add_report(commands: Any) -> None:
         default=[],
         help="what `teacher-cache fidelity CACHE --json` printed; once for each cache",
     )
+    report.add_argument("--worth", metavar="DIR", help="what `student-train worth` wrote; also a URL")
     report.set_defaults(work=_report, render=command.pairs)
 
 
 def _report(options: argparse.Namespace) -> dict[str, Any]:
     from student_train.report.page import write_report
 
-    return asdict(write_report(options.runs, output=options.output, fidelity=options.fidelity))
+    return asdict(write_report(options.runs, output=options.output, fidelity=options.fidelity, worth=options.worth))
+
+
+def _add_worth(commands: Any) -> None:
+    help_text = "fine-tuned models beside their reference: scores, retention, size, speed and cost"
+    worth = commands.add_parser("worth", help=help_text, description=help_text)
+    worth.add_argument("results", metavar="DIR", help="the output of `student-train finetune`; also a URL")
+    worth.add_argument("--output", metavar="DIR", help="where records, tables and figures go; default DIR/worth")
+    speed = worth.add_mutually_exclusive_group()
+    speed.add_argument("--no-speed", action="store_true", help="measure no speeds")
+    speed.add_argument("--bfloat16", action="store_true", help="measure speeds in bfloat16, too")
+    worth.add_argument("--threads", type=positive_number, metavar="N", help="of speeds on CPU; default: one a core")
+    worth.add_argument("--json", action="store_true", help="print the result as JSON")
+    worth.set_defaults(work=_worth, render=_render_worth)
+
+
+def positive_number(text: str) -> int:
+    """For argparse, which names the function in its message."""
+    if not text.isdecimal() or not int(text):
+        raise ValueError
+    return int(text)
+
+
+def _worth(options: argparse.Namespace) -> dict[str, Any]:
+    from student_train.worth.worth import find_worth
+
+    dtypes = () if options.no_speed else ("float32", *(("bfloat16",) if options.bfloat16 else ()))
+    return asdict(find_worth(options.results, output=options.output, dtypes=dtypes, threads=options.threads))
+
+
+def _render_worth(result: dict[str, Any]) -> str:
+    from student_train.worth.table import render
+
+    return render(result)
 
 
 def _take_runs(parser: argparse.ArgumentParser) -> None:

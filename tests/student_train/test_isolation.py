@@ -44,6 +44,7 @@ LOADED = "import sys, json, {module}; print(json.dumps([name for name in {names}
         "student_train.config",
         "student_train.cli",
         "student_train.sweep.records",
+        "student_train.worth.worth",
         "student_train.finetune.config",
         "student_train.finetune.text",
         "teacher_cache",
