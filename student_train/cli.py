@@ -23,9 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.set_defaults(work=_run, render=command.pairs)
     _add_submit(commands)
     _add_sweep(commands)
+    _add_finetune(commands)
     _add_debug_batch(commands)
     _add_compare(commands)
     _add_report(commands)
+    _add_worth(commands)
     _add_export(commands)
     _add_demo(commands)
     options = command.parse(parser, arguments)
@@ -45,7 +47,9 @@ def _add_submit(commands: Any) -> None:
     help_text = "train a student, or many, on a Ray cluster, as a job"
     submit = commands.add_parser("submit", help=help_text, description=help_text)
     submission.add_arguments(submit)
-    submit.add_argument("--sweep", action="store_true", help="CONFIG is a sweep's")
+    kinds = submit.add_mutually_exclusive_group()
+    kinds.add_argument("--sweep", action="store_true", help="CONFIG is a sweep's")
+    kinds.add_argument("--finetune", action="store_true", help="CONFIG is one of fine-tuning")
     submit.add_argument("--json", action="store_true", help="print the result as JSON")
     submit.set_defaults(work=_submit, render=command.pairs)
 
@@ -63,6 +67,10 @@ def _submit(options: argparse.Namespace) -> dict[str, Any]:
             Command(module="student_train.cli", name="sweep", address_key="student.execution.address"),
             places=lambda config: {"student.caches": config.student.get("caches", ()), "output": [config.output]},
         )
+    if options.finetune:
+        from student_train.finetune.config import FinetuneConfig, places
+
+        return run(options, FinetuneConfig, Command(module="student_train.cli", name="finetune"), places=places)
     from student_train.config import StudentSpec
 
     return run(
@@ -95,6 +103,32 @@ def _render_sweep(result: dict[str, Any]) -> str:
     from student_train.sweep.records import table
 
     return table(result)
+
+
+def _add_finetune(commands: Any) -> None:
+    help_text = "fine-tune and evaluate models on tasks, or go on with it"
+    finetune = commands.add_parser("finetune", help=help_text, description=help_text)
+    finetune.add_argument("config", metavar="CONFIG", help="YAML file of models and tasks")
+    finetune.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="for example epochs=2 execution.num_workers=4"
+    )
+    finetune.add_argument("--json", action="store_true", help="print the result as JSON")
+    finetune.set_defaults(work=_finetune, render=_render_finetune)
+
+
+def _finetune(options: argparse.Namespace) -> dict[str, Any]:
+    from student_train.finetune.config import FinetuneConfig
+
+    config = settings.load(FinetuneConfig, options.config, options.overrides)
+    from student_train.finetune.run import finetune
+
+    return asdict(finetune(config))
+
+
+def _render_finetune(result: dict[str, Any]) -> str:
+    from student_train.finetune.text import render
+
+    return render(result)
 
 
 def _add_debug_batch(commands: Any) -> None:
@@ -142,13 +176,46 @@ def _add_report(commands: Any) -> None:
         default=[],
         help="what `teacher-cache fidelity CACHE --json` printed; once for each cache",
     )
+    report.add_argument("--worth", metavar="DIR", help="what `student-train worth` wrote; also a URL")
     report.set_defaults(work=_report, render=command.pairs)
 
 
 def _report(options: argparse.Namespace) -> dict[str, Any]:
     from student_train.report.page import write_report
 
-    return asdict(write_report(options.runs, output=options.output, fidelity=options.fidelity))
+    return asdict(write_report(options.runs, output=options.output, fidelity=options.fidelity, worth=options.worth))
+
+
+def _add_worth(commands: Any) -> None:
+    help_text = "fine-tuned models beside their reference: scores, retention, size, speed and cost"
+    worth = commands.add_parser("worth", help=help_text, description=help_text)
+    worth.add_argument("results", metavar="DIR", help="the output of `student-train finetune`; also a URL")
+    worth.add_argument("--output", metavar="DIR", help="where records, tables and figures go; default DIR/worth")
+    speed = worth.add_mutually_exclusive_group()
+    speed.add_argument("--no-speed", action="store_true", help="measure no speeds")
+    speed.add_argument("--bfloat16", action="store_true", help="measure speeds in bfloat16, too")
+    worth.add_argument("--threads", type=_positive, metavar="N", help="of speeds on CPU; default: one a core")
+    worth.add_argument("--json", action="store_true", help="print the result as JSON")
+    worth.set_defaults(work=_worth, render=_render_worth)
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def _worth(options: argparse.Namespace) -> dict[str, Any]:
+    from student_train.worth.worth import find_worth
+
+    dtypes = () if options.no_speed else ("float32", *(("bfloat16",) if options.bfloat16 else ()))
+    return asdict(find_worth(options.results, output=options.output, dtypes=dtypes, threads=options.threads))
+
+
+def _render_worth(result: dict[str, Any]) -> str:
+    from student_train.worth.table import render
+
+    return render(result)
 
 
 def _add_export(commands: Any) -> None:

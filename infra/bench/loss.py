@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from infra.bench import output, training
+from student_train import measuring
 from student_train.batch import MicroBatch
 from student_train.config import LossConfig
 from student_train.loop import peak_bytes
@@ -134,7 +135,7 @@ def measure_one(name: str, way: str, sizes: Sizes) -> dict[str, float]:
         parameter.grad = torch.zeros_like(parameter)  # not the losses' memory
     training.forget_peak()
     before = peak_bytes(device)
-    times = [training.timed(lambda: LOSSES[name](setting)) for _ in range(sizes.rounds + 1)]
+    times = [measuring.timed(lambda: LOSSES[name](setting)) for _ in range(sizes.rounds + 1)]
     return {"seconds": sorted(times[1:])[sizes.rounds // 2], "bytes": peak_bytes(device) - before}
 
 

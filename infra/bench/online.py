@@ -28,6 +28,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from infra.bench import output, training
 from infra.bench.loading.payload import Size, make_cache
+from student_train import measuring
 from student_train.batch import Batch, made_ahead
 from student_train.loop import Trainer, peak_bytes
 
@@ -129,8 +130,8 @@ def speeds(case: Case, folder: Path, rounds: int) -> dict[str, Any]:
     num_tokens = 0
     for number in range(rounds + 1):
         taken: list[Batch] = []
-        cached_s = training.timed(lambda taken=taken: (taken.append(next(batches)), trainer.step(taken[0])))
-        online_s = training.timed(lambda taken=taken: online.step(taken[0]))
+        cached_s = measuring.timed(lambda taken=taken: (taken.append(next(batches)), trainer.step(taken[0])))
+        online_s = measuring.timed(lambda taken=taken: online.step(taken[0]))
         num_tokens = int(taken[0].counts[1])
         output.say(f"  {case.name}: {cached_s:.2f} s from the cache, {online_s:.2f} s with the teacher")
         if number:
@@ -139,7 +140,7 @@ def speeds(case: Case, folder: Path, rounds: int) -> dict[str, Any]:
     ratios = [online / cached for cached, online in zip(*times.values(), strict=True)]
     return {
         "ratio": statistics.median(ratios),
-        "interval_95": training.interval(ratios),
+        "interval_95": measuring.interval(ratios),
         **{f"{name}, tokens/s": num_tokens / statistics.median(values) for name, values in times.items()},
     }
 

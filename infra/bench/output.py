@@ -1,14 +1,12 @@
 """What benchmarks print: figures with the machine and versions that they belong to."""
 
 import json
-import os
-import platform
 import sys
-from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+from student_train.measuring import machine, versions
+
+__all__ = ["machine", "say", "show", "table_of", "versions"]
 
 
 def say(text: str) -> None:
@@ -23,24 +21,6 @@ def show(found: dict[str, Any], table: str, *, as_json: bool) -> None:
         print(json.dumps(found))
     else:
         print(table)
-
-
-def machine() -> dict[str, Any]:
-    return {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def table_of(found: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from infra.bench import output, training
 from infra.bench.loading.payload import Size, make_cache
 from infra.bench.loading.places import bucket, upload
+from student_train import measuring
 from student_train.batch import Batch, decode_hidden, made_ahead
 from student_train.loop import Trainer
 
@@ -45,19 +46,19 @@ def measure_tax(trainer: Trainer, num_pairs: int) -> Tax:
     """Pairs of steps, after a first batch that nothing could be read ahead of."""
     batches = made_ahead(trainer.batches())
     first: list[Batch] = []
-    first_batch_s = training.timed(lambda: first.append(next(batches)))
+    first_batch_s = measuring.timed(lambda: first.append(next(batches)))
     trainer.step(first[0])
     tax = Tax(ratios=[], step_s=[], wait_s=[], first_batch_s=first_batch_s)
     for _ in range(num_pairs):
         taken: list[Batch] = []
 
         def from_cache(taken: list[Batch] = taken) -> None:
-            tax.wait_s.append(training.timed(lambda: taken.append(next(batches))))
+            tax.wait_s.append(measuring.timed(lambda: taken.append(next(batches))))
             trainer.step(taken[0])
 
-        cached_s = training.timed(from_cache)
+        cached_s = measuring.timed(from_cache)
         decoded = decode(trainer, taken[0])
-        memory_s = training.timed(lambda decoded=decoded: trainer.step(decoded))
+        memory_s = measuring.timed(lambda decoded=decoded: trainer.step(decoded))
         tax.ratios.append(memory_s / cached_s)
         tax.step_s.append(cached_s)
         output.say(f"  {cached_s:.3f} s from the cache, {memory_s:.3f} s from memory: {memory_s / cached_s:.3f}")
@@ -105,7 +106,7 @@ def of_cache(cache: str, size: Size, num_pairs: int, disk_cache: Path | None = N
 
 def figures(tax: Tax) -> dict[str, Any]:
     return {
-        "interval_95": training.interval(tax.ratios),
+        "interval_95": measuring.interval(tax.ratios),
         "pairs": len(tax.ratios),
         "step_s": statistics.median(tax.step_s),
         "wait_share": sum(tax.wait_s) / sum(tax.step_s),

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.bench import output, tiny_caches, training
+from infra.bench import output, tiny_caches
+from student_train import measuring
 
 ROUNDS, QUICK_ROUNDS = 40, 3
 BASELINE = ("-c", "import pyarrow.parquet")
@@ -36,7 +37,7 @@ def seconds(arguments: Sequence[str]) -> float:
     """Of a whole process, from its start to its end."""
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}  # set, it would have all modules compiled each time
     command = [sys.executable, *arguments]
-    return training.timed(lambda: subprocess.run(command, check=True, capture_output=True, env=environment))
+    return measuring.timed(lambda: subprocess.run(command, check=True, capture_output=True, env=environment))
 
 
 def compare(arguments: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def compare(arguments: Sequence[str], rounds: int) -> dict[str, Any]:
     ratios = [ours / baseline for ours, baseline in pairs]
     return {
         "ratio": statistics.median(ratios),
-        "interval_95": training.interval(ratios),
+        "interval_95": measuring.interval(ratios),
         "seconds": statistics.median(ours for ours, _ in pairs),
         "baseline_seconds": statistics.median(baseline for _, baseline in pairs),
     }

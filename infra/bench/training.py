@@ -1,9 +1,5 @@
 """What benchmarks of training share: a student of BERT-base's width on a cache, and steps that take turns."""
 
-import random
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +36,9 @@ def make_trainer(cache: str, *, sequence_length: int, width: int, disk_cache: Pa
     return Trainer(parse(StudentSpec, values), device=device(), rank=Rank())
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds, a GPU's work included."""
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def forget_peak() -> None:
     """Lets `peak_bytes` start from what is held now (CPU: on Linux)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def interval(values: list[float], *, draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of the median, by bootstrap (Efron 1979)."""
-    draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(draws))
-    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]

@@ -1,9 +1,12 @@
-"""Figures → SVG by matplotlib, in colours that the page decides."""
+"""Figures → SVG by matplotlib, in colours that the page decides; or files, in the page's colours by day."""
 
 import io
 import math
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display
@@ -29,49 +32,85 @@ LOG_RATIO = 5
 MIN_SHORTENED = 10_000
 """From here on an axis counts in k and M."""
 NAME_CHARACTERS = 22
+LEGEND_COLUMNS = 2
+FILE_DPI = 160
 NAME_PLACES = ((7, 0), (-7, 0), (0, 9), (0, -9), (7, 9), (-7, 9), (7, -9), (-7, -9), (0, 20), (0, -20))
 """Where a name may stand beside its point, in units of the page, best first."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Palette:
+    ink: str
+    grid: str
+    series: Callable[[int], str]
+    """Of the series at a place, from 0."""
+
+
+PAGE = Palette(ink=svg.INK, grid=svg.GRID, series=svg.series_colour)
+"""Stand-ins, which `svg.for_page` puts the page's own colours in place of."""
+FILE = Palette(ink=svg.FILE_INK, grid=svg.FILE_GRID, series=svg.file_colour)
+
+
 def draw(figure: Figure) -> str:
     """An `svg` element with no size of its own, whose ids begin with the figure's key."""
-    with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
-        matplotlib.rcParams["font.size"] = FONT_SIZE
-        warnings.filterwarnings("ignore", message="Glyph")  # letters that matplotlib lacks, but browsers have
-        canvas = Canvas(figsize=SIZE_INCHES, layout="constrained")
-        FigureCanvasAgg(canvas)
-        _fill(canvas, figure)
+    with _canvas(figure, PAGE) as canvas:
         file = io.StringIO()
         canvas.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return svg.for_page(file.getvalue(), key=figure.key, title=figure.title)
 
 
-def _fill(canvas: Canvas, figure: Figure) -> None:
+def to_file(figure: Figure, form: Literal["svg", "png"]) -> bytes:
+    """A picture that stands alone, on white."""
+    with _canvas(figure, FILE) as canvas:
+        canvas.suptitle(figure.title, color=svg.FILE_INK, fontsize=FONT_SIZE + 1)
+        file = io.BytesIO()
+        metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+        canvas.savefig(file, format=form, dpi=FILE_DPI, metadata=metadata)
+    return file.getvalue()
+
+
+@contextmanager
+def _canvas(figure: Figure, palette: Palette) -> Iterator[Canvas]:
+    """The figure, filled."""
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
+        matplotlib.rcParams["font.size"] = FONT_SIZE
+        warnings.filterwarnings("ignore", message="Glyph")  # letters that matplotlib lacks, but browsers have
+        canvas = Canvas(figsize=SIZE_INCHES, layout="constrained")
+        FigureCanvasAgg(canvas)
+        _fill(canvas, figure, palette)
+        yield canvas
+
+
+def _fill(canvas: Canvas, figure: Figure, palette: Palette) -> None:
     axes = canvas.subplots()
-    _dress(axes, figure)
+    _dress(axes, figure, palette)
     for series in figure.series:
-        (_draw_point if figure.is_scatter else _draw_curve)(axes, series)
+        (_draw_points if figure.is_scatter else _draw_curve)(axes, series, palette)
     _scale(axes, figure)
-    if figure.is_scatter:
-        _name_points(canvas, axes, figure)
+    if figure.x_names:
+        _name_series(canvas, figure, palette)
+    elif figure.is_scatter:
+        _name_points(canvas, axes, figure, palette)
 
 
-def _dress(axes: "Axes", figure: Figure) -> None:
-    axes.set_xlabel(figure.x_label, color=svg.INK)
-    axes.set_ylabel(figure.y_label, color=svg.INK)
-    axes.grid(color=svg.GRID, linewidth=0.8)
+def _dress(axes: "Axes", figure: Figure, palette: Palette) -> None:
+    axes.set_xlabel(figure.x_label, color=palette.ink)
+    axes.set_ylabel(figure.y_label, color=palette.ink)
+    axes.grid(color=palette.grid, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(color=svg.GRID, labelcolor=svg.INK, which="both", length=3)
+    axes.tick_params(color=palette.grid, labelcolor=palette.ink, which="both", length=3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(svg.GRID)
+    axes.spines[["left", "bottom"]].set_color(palette.grid)
+    if figure.y_line is not None:
+        axes.axhline(figure.y_line, color=palette.ink, linewidth=1, linestyle="--")
 
 
-def _draw_curve(axes: "Axes", series: Series) -> None:
+def _draw_curve(axes: "Axes", series: Series, palette: Palette) -> None:
     marks = MARKS[colour_round(series.place)] if len(series.xs) <= MAX_POINTS_WITH_MARKS else ""
     (line,) = axes.plot(
         series.xs,
         series.ys,
-        color=svg.series_colour(series.place),
+        color=palette.series(series.place),
         linestyle=DASHES[colour_round(series.place)],
         linewidth=1.6,
         marker=marks,
@@ -79,18 +118,20 @@ def _draw_curve(axes: "Axes", series: Series) -> None:
     )
     line.set_gid(f"series-{series.place}")
     if not series.is_sound:
-        _ring_last(axes, series)
+        _ring_last(axes, series, palette)
 
 
-def _ring_last(axes: "Axes", series: Series) -> None:
+def _ring_last(axes: "Axes", series: Series, palette: Palette) -> None:
     x, y = next(pair for pair in zip(series.xs[::-1], series.ys[::-1], strict=True) if math.isfinite(pair[1]))
-    colour = svg.series_colour(series.place)
+    colour = palette.series(series.place)
     (ring,) = axes.plot(x, y, marker="o", markersize=8, markerfacecolor="none", color=colour, linestyle="none")
     ring.set_gid(f"ring-{series.place}")
 
 
-def _draw_point(axes: "Axes", series: Series) -> None:
-    colour, mark = svg.series_colour(series.place), MARKS[colour_round(series.place)]
+def _draw_points(axes: "Axes", series: Series, palette: Palette) -> None:
+    colour, mark = palette.series(series.place), MARKS[colour_round(series.place)]
+    for x, (low, high) in zip(series.xs, series.y_spans, strict=False):
+        axes.plot([x, x], [low, high], color=colour, linewidth=1.6)
     (point,) = axes.plot(series.xs, series.ys, marker=mark, color=colour, markersize=7, linestyle="none")
     if not series.is_sound:
         point.set_markerfacecolor("none")
@@ -103,11 +144,12 @@ def colour_round(place: int) -> int:
 
 
 def _scale(axes: "Axes", figure: Figure) -> None:
-    if figure.is_scatter:
-        axes.margins(x=0.2, y=0.2)  # room for names
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
-    largest = max(x for series in figure.series for x in series.xs)
-    axes.xaxis.set_major_formatter(EngFormatter(sep="") if largest >= MIN_SHORTENED else StrMethodFormatter("{x:,g}"))
+    if figure.x_names:
+        names = [shortened(name) for name in figure.x_names]
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", parse_math=False)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+    else:
+        _scale_numbers(axes, figure)
     values = [y for series in figure.series for y in series.ys if math.isfinite(y)]
     if not figure.is_share and min(values) > 0 and max(values) > LOG_RATIO * min(values):
         axes.set_yscale("log")
@@ -117,14 +159,35 @@ def _scale(axes: "Axes", figure: Figure) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1) if figure.is_share else StrMethodFormatter("{x:,g}"))
 
 
-def _name_points(canvas: Canvas, axes: "Axes", figure: Figure) -> None:
+def _scale_numbers(axes: "Axes", figure: Figure) -> None:
+    """Of x."""
+    if figure.is_scatter:
+        axes.margins(x=0.2, y=0.2)  # room for names
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
+    largest = max(x for series in figure.series for x in series.xs)
+    axes.xaxis.set_major_formatter(EngFormatter(sep="") if largest >= MIN_SHORTENED else StrMethodFormatter("{x:,g}"))
+
+
+def _name_series(canvas: Canvas, figure: Figure, palette: Palette) -> None:
+    """A legend below the axes."""
+    lines = [line for line in canvas.axes[0].lines if str(line.get_gid()).startswith("series-")]
+    numbers = [str(series.place) for series in figure.series]  # for the names: one that begins with _ would be left out
+    columns = min(len(lines), LEGEND_COLUMNS)
+    legend = canvas.legend(
+        lines, numbers, loc="outside lower center", ncols=columns, frameon=False, labelcolor=palette.ink
+    )
+    for text, series in zip(legend.get_texts(), figure.series, strict=True):
+        text.set(text=shortened(series.name), parse_math=False)
+
+
+def _name_points(canvas: Canvas, axes: "Axes", figure: Figure, palette: Palette) -> None:
     """Writes each name where it covers nothing; one for which there is no room is left to the legend."""
     canvas.draw_without_rendering()  # places the axes
     points = [axes.transData.transform((series.xs[0], series.ys[0])) for series in figure.series]
     taken: list[Bbox] = [_box_around(*point) for point in points]
     for series in figure.series:
         for offset in NAME_PLACES:
-            name = _name(axes, series, offset)
+            name = _name(axes, series, offset, palette)
             box = name.get_window_extent()
             if not box.count_overlaps(taken) and _holds(axes.bbox, box):
                 taken.append(box)
@@ -132,14 +195,14 @@ def _name_points(canvas: Canvas, axes: "Axes", figure: Figure) -> None:
             name.remove()
 
 
-def _name(axes: "Axes", series: Series, offset: tuple[int, int]) -> "Annotation":
+def _name(axes: "Axes", series: Series, offset: tuple[int, int], palette: Palette) -> "Annotation":
     right, up = offset
     return axes.annotate(
         shortened(series.name),
         (series.xs[0], series.ys[0]),
         xytext=offset,
         textcoords="offset points",
-        color=svg.series_colour(series.place),
+        color=palette.series(series.place),
         ha="center" if not right else "left" if right > 0 else "right",
         va="center" if not up else "bottom" if up > 0 else "top",
         fontsize=NAME_SIZE,

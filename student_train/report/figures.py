@@ -24,6 +24,8 @@ class Series:
     """Values that are not finite leave a gap."""
     is_sound: bool
     """Finished, and not diverged; otherwise its last point is a ring."""
+    y_spans: tuple[tuple[float, float], ...] = ()
+    """Of points: least and most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,10 @@ class Figure:
     """Points with names, rather than curves."""
     is_share: bool = False
     """Of the values: shown in per cent."""
+    x_names: tuple[str, ...] = ()
+    """Of points: what stands at 0, 1, … in place of numbers; a legend then names the series."""
+    y_line: float | None = None
+    """Where a line goes across."""
 
 
 def curves(students: Sequence[Student]) -> list[Figure]:

@@ -16,6 +16,9 @@ from student_train.report.figures import Figure, curves, tradeoffs
 from student_train.report.students import MAX_POINTS, Student
 from student_train.report.svg import page_colour
 from student_train.run_folder import CacheDescription
+from student_train.worth import table
+from student_train.worth.figures import figures as worth_figures
+from student_train.worth.records import Worth, read_worth
 from teacher_cache.errors import UserError
 from teacher_cache.format.fidelity import Fidelity
 
@@ -34,17 +37,21 @@ class ReportSummary:
     warnings: list[str]
 
 
-def write_report(places: Sequence[str], *, output: str, fidelity: Sequence[str] = ()) -> ReportSummary:
-    """Writes a page on the runs at these folders or URLs; `fidelity` names results of `teacher-cache fidelity --json`.
+def write_report(
+    places: Sequence[str], *, output: str, fidelity: Sequence[str] = (), worth: str | None = None
+) -> ReportSummary:
+    """Writes a page on the runs at these folders or URLs; `fidelity` names results of `teacher-cache fidelity --json`,
+    `worth` what `student-train worth` wrote.
 
     Raises:
-        UserError: there is no run, a fidelity is of no cache of the runs, or `output` cannot be written.
+        UserError: there is no run or no worth, a fidelity is of no cache of the runs, or `output` cannot be written.
     """
     _check_output(output)
     fidelities = [read_fidelity(path) for path in fidelity]
+    found = read_worth(worth) if worth else None
     students = read_students(places)
     _check_fidelities(fidelities, students)
-    page = render(students, fidelities).encode(errors="replace")  # a path may be no UTF-8
+    page = render(students, fidelities, found).encode(errors="replace")  # a path may be no UTF-8
     try:
         Path(output).write_bytes(page)
     except OSError as error:
@@ -71,7 +78,7 @@ def _check_fidelities(fidelities: Sequence[Fidelity], students: Sequence[Student
             )
 
 
-def render(students: Sequence[Student], fidelities: Sequence[Fidelity] = ()) -> str:
+def render(students: Sequence[Student], fidelities: Sequence[Fidelity] = (), worth: Worth | None = None) -> str:
     """The whole page."""
     comparison = asdict(compare(students))
     return (
@@ -89,6 +96,7 @@ def render(students: Sequence[Student], fidelities: Sequence[Fidelity] = ()) -> 
             fidelities=fidelities,
             curves=_drawn(curves(students)),
             tradeoffs=_drawn(tradeoffs(students)),
+            worth=worth and _worth_facts(worth),
             not_held_out=[student.name for student in students if not student.newest],
         )
     )
@@ -125,6 +133,16 @@ def _environment() -> Environment:
 
 def _drawn(figures: Sequence[Figure]) -> list[dict[str, Any]]:
     return [{"title": figure.title, "key": figure.key, "svg": draw(figure)} for figure in figures]
+
+
+def _worth_facts(worth: Worth) -> dict[str, Any]:
+    return {
+        "heading": table.heading(worth),
+        "results": worth.results,
+        "tables": table.tables(worth),
+        "notes": worth.notes,
+        "figures": _drawn(worth_figures(worth)),
+    }
 
 
 def caches_of(students: Sequence[Student]) -> list[CacheDescription]:

@@ -7,7 +7,10 @@ import re
 import xml.etree.ElementTree as ET
 
 INK, GRID = "#010101", "#020202"
-NUM_COLOURS = 8
+FILE_INK, FILE_GRID = "#59616b", "#dfdcd6"
+"""As the page has them by day, and of series:"""
+FILE_COLOURS = ("#1f6fb4", "#c8501e", "#0d8265", "#7b55b8", "#c2417c", "#8a6d00", "#5b6b7b", "#8a5a3c")
+NUM_COLOURS = len(FILE_COLOURS)
 _STAND_INS = {INK: "var(--ink-soft)", GRID: "var(--rule)"}
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _REFERENCE = re.compile(r"url\(#")
@@ -17,6 +20,11 @@ _COLOUR = re.compile(r"#0[0-9a-f]{5}")
 def series_colour(place: int) -> str:
     """What stands in for the colour of the student at a place, from 0."""
     return f"#0a00{place % NUM_COLOURS:02x}"
+
+
+def file_colour(place: int) -> str:
+    """Of the student at a place, where no page decides."""
+    return FILE_COLOURS[place % NUM_COLOURS]
 
 
 def page_colour(place: int) -> str:

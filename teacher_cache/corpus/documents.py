@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from teacher_cache.corpus.streams import CHUNK_BYTES, open_seekable, store_errors, text_chunks
 from teacher_cache.errors import UserError
+from teacher_cache.storage.streams import CHUNK_BYTES, open_seekable, store_errors, text_chunks
 
 PIECE_CHARACTERS = 1 << 20
 """A longer document is cut at the next safe place."""

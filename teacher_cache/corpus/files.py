@@ -12,8 +12,8 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from teacher_cache.corpus.streams import split_compression, store_errors, stored_chunks
 from teacher_cache.errors import UserError
+from teacher_cache.storage.streams import split_compression, store_errors, stored_chunks
 
 _FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 

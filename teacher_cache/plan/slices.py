@@ -14,7 +14,7 @@ import zstandard
 from fsspec.core import url_to_fs
 
 from teacher_cache.corpus.documents import PARQUET_ROWS
-from teacher_cache.corpus.streams import CHUNK_BYTES, open_seekable, split_compression, store_errors
+from teacher_cache.storage.streams import CHUNK_BYTES, open_seekable, split_compression, store_errors
 
 NUM_SLICES = 32
 SLICE_BYTES = 2**20

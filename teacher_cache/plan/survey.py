@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from teacher_cache.config import CorpusConfig
 from teacher_cache.corpus.files import resolve
 from teacher_cache.corpus.sequences import TokenSequence, sequences
-from teacher_cache.corpus.streams import store_errors
 from teacher_cache.errors import UserError
 from teacher_cache.plan.slices import NUM_SLICES, SLICE_BYTES, Slice, StoredFile, slices
 from teacher_cache.storage.parallel import in_blocks
+from teacher_cache.storage.streams import store_errors
 
 COUNTED_BYTES = NUM_SLICES * SLICE_BYTES
 """Stored bytes up to which a corpus is tokenised whole: what is tokenised of any larger one."""

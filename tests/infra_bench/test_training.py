@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from infra.bench.training import interval
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -47,11 +45,3 @@ def test_reader(tmp_path):
     found = run("reader", "--cache", str(tmp_path))
     assert len(found["ratios"]) == 2
     assert all(part["wait_share"] < 0.5 for part in found["figures"].values())
-
-
-def test_an_interval_holds_the_median_and_narrows_with_more_values():
-    few, many = [0.9, 1.0, 1.1], [0.9, 1.0, 1.1] * 20
-    for values in (few, many):
-        low, high = interval(values)
-        assert 0.9 <= low <= 1.0 <= high <= 1.1
-    assert interval(many) == (1.0, 1.0)

@@ -344,7 +344,10 @@ class TestRepair:
     def test_a_teacher_that_fails_changes_nothing(self, spec: CacheSpec) -> None:
         run(spec)
         flip(only(spec.cache, f"shards/00000/{UNIT:09d}-*.labels.parquet"))
-        with asked(fails_at(UNIT, MemoryError())), pytest.raises(UserError, match=r"not all is repaired, .*unit 2 of view 0"):
+        with (
+            asked(fails_at(UNIT, MemoryError())),
+            pytest.raises(UserError, match=r"not all is repaired, .*unit 2 of view 0"),
+        ):
             pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False)
         assert verify(open_cache(spec.cache)).bad_units == [(0, UNIT)]
 

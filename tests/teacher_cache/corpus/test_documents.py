@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from teacher_cache.corpus import documents, streams
+from teacher_cache.corpus import documents
 from teacher_cache.corpus.documents import Piece, cut, pieces
 from teacher_cache.corpus.files import describe
 from teacher_cache.corpus.sequences import pack
 from teacher_cache.errors import UserError
+from teacher_cache.storage import streams
 from tests.teacher_cache.corpus.texts import DOCUMENTS, flat, write
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {

@@ -1,4 +1,4 @@
-"""One corpus file as chunks of bytes or of text: in any fsspec store, plain, gzip or zstandard."""
+"""One file as chunks of bytes or of text: in any fsspec store, plain, gzip or zstandard."""
 
 import codecs
 import posixpath

@@ -1,0 +1,124 @@
+"""Fine-tuning all models on all tasks: what is checked before, which run comes when, and what is told of it."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+from student_train.console import say
+from student_train.finetune import records
+from student_train.finetune.config import FinetuneConfig
+from student_train.finetune.models import describe, normal_path
+from student_train.finetune.plan import Plan, Run, done_of
+from student_train.finetune.pools import pool
+from student_train.finetune.records import Results, RunRecord, TaskRecord
+from student_train.finetune.text import line
+from teacher_cache.errors import UserError
+from teacher_cache.shell.settings import to_dict
+from teacher_cache.storage.store import Store
+from teacher_cache.storage.urls import normal_url
+from teacher_cache.tasks.config import TaskConfig
+from teacher_cache.tasks.task import load_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """What fine-tuning gave."""
+
+    ok: bool
+    """Whether no run failed; one that diverged has not."""
+    output: str
+    results: Results
+    errors: dict[str, str]
+    """Why runs failed, by where their records would lie."""
+
+
+def finetune(config: FinetuneConfig) -> FinetuneResult:
+    """Makes all runs, or those that are missing in `config.output`.
+
+    Raises:
+        UserError: bad input, found before a run starts; or the output holds runs that cannot be compared with these.
+    """
+    if find_spec("accelerate") is None:
+        raise UserError("fine-tuning needs accelerate: pip install 'teacher-cache[tasks]'")
+    config = with_absolute_paths(config)
+    store, recipe = Store(config.output), records.recipe_of(config)
+    tasks = [_task_record(name, task) for name, task in config.tasks.items()]
+    lengths = {name: task.max_length for name, task in config.tasks.items()}
+    models = [describe(name, path, max_lengths=lengths) for name, path in config.models.items()]
+    records.begin(store, recipe, models, tasks)
+    plan = Plan(models=recipe.models, tasks=recipe.tasks, lrs=recipe.lrs, seeds=recipe.seeds)
+    errors = _make_all(config, plan, store, {task.name: task.metrics[0] for task in tasks})
+    return FinetuneResult(ok=not errors, output=store.url, results=records.read_results(store), errors=errors)
+
+
+def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
+    """The same, whatever folder a worker runs in."""
+    models = {name: normal_path(path) for name, path in config.models.items()}
+    tasks = {name: _with_absolute_paths(task) for name, task in config.tasks.items()}
+    return replace(config, output=normal_url(config.output), models=models, tasks=tasks)
+
+
+def _with_absolute_paths(task: TaskConfig) -> TaskConfig:
+    places = {key: getattr(task, key) for key in ("folder", "train", "dev")}
+    hub = task.hub and normal_path(task.hub)
+    return replace(task, hub=hub, **{key: normal_url(url) for key, url in places.items() if url is not None})
+
+
+def _task_record(name: str, config: TaskConfig) -> TaskRecord:
+    task = load_task(name, config)
+    return TaskRecord(
+        name=name,
+        kind=task.kind,
+        labels=list(task.labels),
+        metrics=list(task.metrics),
+        num_train=len(task.train),
+        num_dev=len(task.dev),
+        files=list(task.files),
+        config=to_dict(config),
+    )
+
+
+def _make_all(config: FinetuneConfig, plan: Plan, store: Store, metrics: Mapping[str, str]) -> dict[str, str]:
+    """Makes what is missing of a plan; why runs failed, by key.
+
+    Args:
+        metrics: the one that is each task's score.
+    """
+    done = done_of(records.read_runs(store, plan.models, plan.tasks))
+    _forget_losers(config, plan, store, done)
+    num_done = sum(run in done for run in plan.known(done))
+    num_left = plan.num_runs - num_done
+    say(f"{plan.num_runs} runs, {num_done} of them done before")
+    started: set[Run] = set()
+    errors: dict[str, str] = {}
+    num_ended = 0
+    with pool(config) if num_left else contextlib.nullcontext() as workers:
+        while workers:
+            waiting = [run for run in plan.known(done) if run not in done and run not in started]
+            for run in waiting[: workers.size - len(started) + num_ended]:
+                workers.start(run)
+                started.add(run)
+            if len(started) == num_ended:
+                break
+            run, outcome = workers.next()
+            num_ended += 1
+            if isinstance(outcome, str):
+                errors[records.run_key(**vars(run))] = outcome
+            else:
+                done[run] = outcome
+                _forget_losers(config, plan, store, done)
+            say(f"{line(run, outcome, metrics[run.task])}  ({num_ended}/{num_left})")
+    return errors
+
+
+def _forget_losers(config: FinetuneConfig, plan: Plan, store: Store, done: dict[Run, RunRecord]) -> None:
+    """Deletes fine-tuned models of learning rates that turned out not to be the best. The record changes last: after a
+    kill in between it is done again."""
+    if config.keep_models:
+        return
+    for run, record in [(run, done[run]) for run in plan.losers(done)]:
+        if record.folder:
+            store.delete_folder(records.run_key(**vars(run)))
+            done[run] = replace(record, folder=None)
+            records.write(store, done[run])

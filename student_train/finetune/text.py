@@ -1,0 +1,69 @@
+"""Runs and results for a person to read."""
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from student_train.finetune.plan import Run
+from student_train.finetune.records import Results, RunRecord
+from student_train.finetune.results import Cell, average, cell, retention
+from teacher_cache.shell.command import table
+
+NOTHING = "-"
+
+
+def line(run: Run, outcome: RunRecord | str, metric: str) -> str:
+    """A run that has ended; `metric` is its score's name."""
+    return f"{run.model}  {run.task}  lr {run.lr:g}  seed {run.seed}  {_ended(outcome, metric)}"
+
+
+def _ended(outcome: RunRecord | str, metric: str) -> str:
+    if isinstance(outcome, str):
+        return f"failed: {outcome}"
+    if outcome.score is None:
+        return f"diverged after {outcome.num_steps} steps"
+    return f"{metric} {outcome.score:.1f}  {outcome.seconds:.0f} s"
+
+
+def render(result: dict[str, Any]) -> str:
+    """A `FinetuneResult` in plain values: where it lies, its tables, and which runs failed."""
+    failed = [f"{key} failed: {reason}" for key, reason in result["errors"].items()]
+    return "\n\n".join([result["output"], tables(TypeAdapter(Results).validate_python(result["results"])), *failed])
+
+
+def tables(results: Results) -> str:
+    """Scores, and what of the reference's each model keeps."""
+    header = ["model", *(task.name for task in results.tasks), "average"]
+    scores = [[model.name, *_scores(results, model.name)] for model in results.models]
+    kept = [[model.name, *_kept(results, model.name)] for model in results.models if model.name != results.reference]
+    how = f"median of {len(results.seeds)} seed(s) ± half of their range, the best learning rate each"
+    parts = [f"score on dev in per cent: {how}\n{table(header, scores)}"]
+    parts += [f"in per cent of {results.reference}\n{table(header, kept)}"] if kept else []
+    return "\n\n".join(parts + _gaps(results))
+
+
+def _scores(results: Results, model: str) -> list[str]:
+    mean = average(results, model)
+    cells = [cell(results, model, task.name) for task in results.tasks]
+    return [*map(_score, cells), f"{mean.score:.1f}" if mean else NOTHING]
+
+
+def _score(found: Cell | None) -> str:
+    return f"{found.median:.1f} ±{(found.most - found.least) / 2:.1f}" if found else NOTHING
+
+
+def _kept(results: Results, model: str) -> list[str]:
+    mean = average(results, model)
+    shares = [retention(results, model, task.name) for task in results.tasks]
+    return [NOTHING if share is None else f"{share:.1f}" for share in [*shares, mean and mean.retention]]
+
+
+def _gaps(results: Results) -> list[str]:
+    """What averages leave out, of a model and of the reference beside it."""
+    pairs = [(model.name, task.name) for model in results.models for task in results.tasks]
+    missing = [f"{model} on {task}" for model, task in pairs if cell(results, model, task) is None]
+    return (
+        [f"no score of {', '.join(missing)}: left out of averages, and of the reference's beside them"]
+        if missing
+        else []
+    )

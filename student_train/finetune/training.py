@@ -1,0 +1,149 @@
+"""One fine-tuning run: a model with a task's head, transformers' Trainer, and the score on dev after the last epoch."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from transformers import (
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from student_train.finetune.config import FinetuneConfig
+from student_train.finetune.models import load_model, load_tokenizer, local_path
+from student_train.finetune.plan import Run
+from student_train.finetune.records import MODEL_FOLDER, RunRecord, run_key
+from teacher_cache.storage.store import Store
+from teacher_cache.tasks.record import Task
+from teacher_cache.tasks.task import features, load_task, score
+
+CLIP_NORM = 1.0
+"""As in BERT's own fine-tuning."""
+
+
+class DivergedError(Exception):
+    """A loss or a prediction is not finite."""
+
+
+def finetune_once(config: FinetuneConfig, run: Run, *, on_gpu: bool) -> RunRecord:
+    """Makes one run, and puts the model that may be wanted later into the output; the record is the caller's to write.
+
+    Raises:
+        UserError: the model or the task is no longer what it was when it was checked.
+    """
+    task = load_task(run.task, config.tasks[run.task])
+    with local_path(config.models[run.model]) as folder, tempfile.TemporaryDirectory() as temporary:
+        tokenizer = load_tokenizer(folder)
+        set_seed(run.seed)
+        trainer = _Trainer(
+            model=load_model(folder, task),
+            args=_arguments(config, run, temporary, on_gpu=on_gpu),
+            data_collator=_collator(task, tokenizer),
+            train_dataset=features(task, "train", tokenizer),
+        )
+        trainer.remove_callback(PrinterCallback)
+        dev = features(task, "dev", tokenizer)
+        metrics, seconds = _train_and_score(trainer, task, dev)
+        kept = None
+        if metrics and (config.keep_models or run.seed == config.seeds[0]):
+            load_tokenizer(folder).save_pretrained(temporary)  # untouched by the calls
+            kept = _keep(trainer.model, Path(temporary), config, run)
+    return RunRecord(
+        **vars(run),
+        state="finished" if metrics else "diverged",
+        score=metrics[task.metrics[0]] if metrics else None,
+        metrics=metrics,
+        seconds=seconds,
+        num_steps=trainer.state.global_step,
+        folder=kept,
+    )
+
+
+def _train_and_score(trainer: Trainer, task: Task, dev: Dataset) -> tuple[dict[str, float], float]:
+    """Metrics on dev, none where training diverged, and the seconds that training took."""
+    start = time.perf_counter()
+    try:
+        trainer.train()
+        seconds = time.perf_counter() - start
+        return score(task, predict(trainer, dev), dev), seconds
+    except DivergedError:
+        return {}, time.perf_counter() - start
+
+
+def _arguments(config: FinetuneConfig, run: Run, folder: str, *, on_gpu: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        learning_rate=run.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup_share,
+        weight_decay=config.weight_decay,
+        max_grad_norm=CLIP_NORM,
+        bf16=config.dtype == "bfloat16",
+        seed=run.seed,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _collator(task: Task, tokenizer: PreTrainedTokenizerFast) -> Any:
+    kind = DataCollatorForTokenClassification if task.kind == "tagging" else DataCollatorWithPadding
+    return kind(tokenizer)
+
+
+class _Trainer(Trainer):
+    """transformers' Trainer, with batches of like lengths, and an end at the first loss that is not finite."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        # train_sampling_strategy would change the order of predictions too.
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
+
+    def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **options)
+        if not torch.isfinite(loss):
+            raise DivergedError
+        return loss
+
+
+def predict(trainer: Trainer, dev: Dataset) -> NDArray[Any]:
+    """Logits of features [N, num_outputs], of tokens [N, S, num_outputs] padded to the longest at the end.
+
+    Raises:
+        DivergedError: one is not finite.
+    """
+    order = np.argsort([len(ids) for ids in dev["input_ids"]], kind="stable")  # little padding
+    found = trainer.predict(dev.select(order), ignore_keys=["hidden_states", "attentions"]).predictions
+    by_length = np.stack(found, axis=-1) if isinstance(found, tuple) else found  # start and end
+    if not np.isfinite(by_length).all():
+        raise DivergedError
+    logits = np.empty_like(by_length)
+    logits[order] = by_length
+    return logits
+
+
+def _keep(model: PreTrainedModel, folder: Path, config: FinetuneConfig, run: Run) -> str:
+    """Puts a model into the output, beside the files that lie in `folder`; where it lies."""
+    model.save_pretrained(folder)
+    store, prefix = Store(config.output), f"{run_key(**vars(run))}/{MODEL_FOLDER}"
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        store.replace(f"{prefix}/{path.name}", path.read_bytes())
+    return f"{store.url}/{prefix}"

@@ -1,0 +1,1 @@
+"""What students are worth beside their reference, `student-train worth`: tasks, size, speed and what they cost."""

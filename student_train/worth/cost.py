@@ -1,0 +1,41 @@
+"""What it took to make a student, from the run that left it."""
+
+from student_train.run_folder import RUN_KEY, CacheDescription, read_run
+from student_train.worth.records import CacheCost, Cost
+from teacher_cache.storage.store import Store
+
+
+def cost_of(path: str) -> Cost | None:
+    """Of the model at a path; None unless that is a folder in the output of `student-train run`.
+
+    Raises:
+        UserError: a record of the run is damaged.
+    """
+    store = Store(path.rstrip("/").rpartition("/")[0] or ".")
+    if not store.exists(RUN_KEY):
+        return None
+    run = read_run(store)
+    last = run.steps[-1] if run.steps else None
+    return Cost(
+        training_s=run.summary.seconds if run.summary else last.seconds if last else 0.0,
+        num_workers=run.description.num_workers,
+        device=run.description.device,
+        num_steps=len(run.steps),
+        num_tokens=sum(step.num_tokens for step in run.steps),
+        caches=[_cache_cost(cache) for cache in run.description.caches],
+    )
+
+
+def _cache_cost(cache: CacheDescription) -> CacheCost:
+    return CacheCost(
+        url=cache.url,
+        teacher=cache.teacher,
+        num_views=cache.num_views,
+        num_bytes=cache.num_views * (cache.label_bytes + cache.hidden_bytes),
+        teacher_s=_teacher_s(cache),
+    )
+
+
+def _teacher_s(cache: CacheDescription) -> float | None:
+    """None where the cache is not there any more, or says nothing of it."""
+    return None

@@ -1,0 +1,134 @@
+"""Named columns of `.csv`, `.tsv` and `.jsonl` files, row by row with their lines."""
+
+import csv
+import io
+import json
+import logging
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from teacher_cache.errors import UserError
+from teacher_cache.storage.streams import split_compression
+from teacher_cache.tasks.files import read_lines, read_text
+
+Rows = Iterable[tuple[int, Sequence[Any]]]
+"""(line, fields), lines counted from 1."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Some columns of a file; each is as long as `lines`."""
+
+    name: str
+    columns: dict[str, list[Any]]
+    lines: Sequence[int]
+    unit: str = "line"
+
+    def place(self, row: int) -> str:
+        """For messages: where a row stands."""
+        return f"{self.name} {self.unit} {self.lines[row]}"
+
+
+def read_table(url: str, names: Sequence[str]) -> Table:
+    """The columns `names`, in the layout that the file's extension tells.
+
+    Raises:
+        UserError: another extension, a column missing, a row with more or fewer columns than the header, or a file
+            that cannot be read.
+    """
+    extension = posixpath.splitext(split_compression(url)[0])[1].lower()
+    match extension:
+        case ".csv":
+            return _csv(url, names)
+        case ".tsv":
+            return read_tsv(url, names)
+        case ".jsonl" | ".ndjson":
+            return _jsonl(url, names)
+    raise UserError(
+        f"{url}: its extension tells no layout; known are .csv, .tsv and .jsonl, each also with .gz or .zst"
+    )
+
+
+def read_tsv(
+    url: str, names: Sequence[str], *, header: Sequence[str] | None = None, skip_short_rows: bool = False
+) -> Table:
+    """The columns `names` of a file without quoting: a quotation mark is text, a tab always ends a field.
+
+    Args:
+        header: all columns of a file whose first line does not name them.
+        skip_short_rows: leave out rows with fewer columns than the header, and say how many.
+    """
+    lines = read_lines(url)
+    rows = [(number, line.split("\t")) for number, line in enumerate(lines, start=1) if line]
+    if header is None:
+        header = rows.pop(0)[1] if rows else []
+    if skip_short_rows:
+        whole = [row for row in rows if len(row[1]) >= len(header)]
+        if len(whole) < len(rows):
+            logger.warning("%s: %d rows with too few columns are left out", url, len(rows) - len(whole))
+        rows = whole
+    return _select(url, header, rows, names)
+
+
+def _csv(url: str, names: Sequence[str]) -> Table:
+    # newline="": the reader itself tells line ends from those within quotes.
+    reader = csv.reader(io.StringIO(read_text(url), newline=""), strict=True)
+    header: list[str] = next(_csv_rows(reader, url), (0, []))[1]
+    return _select(url, header, _csv_rows(reader, url), names)
+
+
+def _csv_rows(reader: Any, url: str) -> Iterator[tuple[int, list[str]]]:
+    try:
+        yield from ((reader.line_num, fields) for fields in reader if fields)
+    except csv.Error as error:
+        raise UserError(f"{url} line {reader.line_num} is not CSV: {error}; quote fields by RFC 4180") from None
+
+
+def _jsonl(url: str, names: Sequence[str]) -> Table:
+    rows = []
+    for number, line in enumerate(read_lines(url), start=1):
+        if line.strip():
+            row = _json_object(line, f"{url} line {number}")
+            check_columns(f"{url} line {number}", row, names)
+            rows.append((number, [row[name] for name in names]))
+    return _select(url, names, rows, names)
+
+
+def _json_object(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is not JSON: {error}; write one JSON object a line") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{place} is of type {type(row).__name__}; write one JSON object a line")
+    return row
+
+
+def check_columns(place: str, existing: Iterable[str], names: Sequence[str]) -> None:
+    """Raises:
+    UserError: a column of `names` does not exist.
+    """
+    existing = list(existing)
+    missing = [name for name in names if name not in existing]
+    if missing:
+        raise UserError(f"{place} has no column {missing[0]!r}; there are: {', '.join(existing) or 'none'}")
+
+
+def _select(url: str, header: Sequence[str], rows: Rows, names: Sequence[str]) -> Table:
+    check_columns(url, header, names)
+    places = [header.index(name) for name in names]
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    lines = []
+    for line, fields in rows:
+        if len(fields) != len(header):
+            raise UserError(
+                f"{url} line {line} has {len(fields)} columns, and the header has {len(header)}; mend the line"
+            )
+        for name, place in zip(names, places, strict=True):
+            columns[name].append(fields[place])
+        lines.append(line)
+    return Table(name=url, columns=columns, lines=lines)
