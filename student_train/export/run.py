@@ -4,7 +4,7 @@ import importlib.util
 import statistics
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class ExportSummary:
     scores: dict[str, dict[str, float]]
     """By file: metrics on the task's dev set, per cent."""
     repository: str | None
-    """On the hub."""
+    """Its address on the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +110,13 @@ def export_model(place: str, output: str, options: ExportOptions) -> ExportSumma
             onnx=figures,
             int8_agreement=agreement,
             scores=scores,
-            repository=options.push,
+            repository=None,
         )
         text = card.extended(saved, asdict(summary), worth=worth, is_embedding=options.sentence_embedding)
         (folder / "README.md").write_text(text)
         _put(store, folder)
-        if options.push:
-            hub.push(options.push, folder, output=store.url)
-    return summary
+        repository = hub.push(options.push, folder, output=store.url) if options.push else None
+    return replace(summary, repository=repository)
 
 
 def _check(store: Store, options: ExportOptions) -> str:
