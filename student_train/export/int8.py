@@ -3,16 +3,14 @@
 Dynamic quantisation: weights are rounded beforehand, a scale a column; activations as they come, a scale a tensor.
 """
 
-import contextlib
-import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from student_train.export.onnx_graph import Logits
+from student_train.export.onnx_graph import Logits, quiet
 from student_train.saved_model import SavedModel
 
 MASK_STRIDE = 7
@@ -55,22 +53,10 @@ def write_int8(source: Path, target: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_dynamic(prepared, target, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser warns by the root logger of each node that it leaves as it is."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def agreement(saved: SavedModel, exact: Logits, other: Logits) -> Agreement:

@@ -5,7 +5,10 @@ outputs are float32: `logits` [B, S, V] of a masked LM, [B, C] of a classifier, 
 `start_logits` and `end_logits` [B, S] of a model that answers questions.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,24 @@ def write_onnx(saved: SavedModel, path: Path) -> float:
     Raises:
         UserError: the graph's logits are not the model's; no file is left.
     """
+    with quiet():
+        _export(saved, path)
+    try:
+        return _check(saved, path)
+    except UserError:
+        path.unlink()
+        raise
+
+
+def _export(saved: SavedModel, path: Path) -> None:
+    import onnx_ir
+    from onnx_ir.passes import common
+
     sample = {name: torch.from_numpy(array) for name, array in random_inputs(saved, (2, 8)).items()}
     torch.onnx.export(
         saved.model,
-        kwargs=sample,
         f=path,
+        kwargs=sample,
         output_names=["start_logits", "end_logits"] if saved.head == "question_answering" else ["logits"],
         dynamic_shapes={name: {0: "batch", 1: "length"} for name in sample},
         opset_version=OPSET,
@@ -44,11 +60,26 @@ def write_onnx(saved: SavedModel, path: Path) -> float:
         external_data=False,
         verbose=False,
     )
+    graph = onnx_ir.load(path)
+    common.ClearMetadataAndDocStringPass()(graph)  # paths of this machine above all
+    common.DeduplicateHashedInitializersPass()(graph)  # ALBERT's shared layers come as copies
+    onnx_ir.save(graph, path)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Exporter and quantiser warn of what is not installed, and of nodes that they leave as they are."""
+    loggers = [logging.getLogger(), logging.getLogger("torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        return _check(saved, path)
-    except UserError:
-        path.unlink()
-        raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _check(saved: SavedModel, path: Path) -> float:

@@ -68,6 +68,14 @@ def test_the_longest_text_fits_and_a_longer_one_does_not(tmp_path):
     assert np.allclose(answer(longest), onnx_graph.torch_logits(saved)(longest), atol=1e-3)
 
 
+def test_shared_layers_are_written_once_and_nothing_of_this_machine(tmp_path):
+    saved = heads.make(tmp_path / "model", "classification", "albert", num_hidden_layers=6, intermediate_size=2048)
+    onnx_graph.write_onnx(saved, tmp_path / "model.onnx")
+    data = (tmp_path / "model.onnx").read_bytes()
+    assert len(data) < 1.3 * 4 * saved.num_parameters
+    assert b"site-packages" not in data
+
+
 def test_a_graph_that_answers_otherwise_is_not_left(tmp_path, monkeypatch):
     saved = heads.make(tmp_path / "model", "classification")
     true = onnx_graph.onnx_logits
