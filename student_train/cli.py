@@ -194,15 +194,16 @@ def _add_worth(commands: Any) -> None:
     speed = worth.add_mutually_exclusive_group()
     speed.add_argument("--no-speed", action="store_true", help="measure no speeds")
     speed.add_argument("--bfloat16", action="store_true", help="measure speeds in bfloat16, too")
-    worth.add_argument("--threads", type=_positive, metavar="N", help="of speeds on CPU; default: one a core")
+    worth.add_argument("--threads", type=positive_number, metavar="N", help="of speeds on CPU; default: one a core")
     worth.add_argument("--json", action="store_true", help="print the result as JSON")
     worth.set_defaults(work=_worth, render=_render_worth)
 
 
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
+def positive_number(text: str) -> int:
+    """For argparse, which names the function in its message."""
+    if not text.isdecimal() or not int(text):
+        raise ValueError
+    return int(text)
 
 
 def _worth(options: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from teacher_cache.errors import Interrupted, UserError
 from teacher_cache.executors import Executor
 from teacher_cache.format import attempts, codebook, manifest, teacher_files, token_counts
 from teacher_cache.format import spec as spec_file
-from teacher_cache.format.manifest import Digests, Manifest, Shard
+from teacher_cache.format.manifest import Digests, Manifest
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.spec import Identity
 from teacher_cache.metrics import BuildMetrics
@@ -97,7 +97,7 @@ class _View:
         self.num_committed += 1
         self._metrics.committed(receipt.shard, is_new=receipt.is_new, teacher_s=receipt.teacher_s)
         if receipt.is_new:
-            _commit(self._job, self.view, receipt.shard)
+            _commit(self._job, self.view, receipt)
             self._num_units += 1
             self._num_tokens += receipt.shard.num_tokens
             self._teacher_s += receipt.teacher_s
@@ -187,11 +187,12 @@ def _watched(job: Job, views: Sequence[_View]) -> Iterator[Receipt]:
             yield receipt
 
 
-def _commit(job: Job, view: int, shard: Shard) -> None:
+def _commit(job: Job, view: int, receipt: Receipt) -> None:
     """Commits what a worker may not, see `Store.single_writer`."""
     if job.store.single_writer:
-        manifest.commit(job.store, view, shard, job.identity.fingerprint)
-        attempts.withdraw(job.store, view, unit=shard.unit)
+        fingerprint = job.identity.fingerprint
+        manifest.commit(job.store, view, receipt.shard, fingerprint, teacher_s=receipt.teacher_s)
+        attempts.withdraw(job.store, view, unit=receipt.unit)
 
 
 def _check_failed(job: Job, views: Sequence[_View]) -> None:

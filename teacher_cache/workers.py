@@ -136,7 +136,7 @@ class UnitWorker(_TeacherWorker):
             return Receipt(view=view, unit=unit, error="given up")
         shard, teacher_s = made
         if self._commits:
-            shard = manifest.commit(self._store, view, shard, self._identity.fingerprint)
+            shard = manifest.commit(self._store, view, shard, self._identity.fingerprint, teacher_s=teacher_s)
             attempts.withdraw(self._store, view, unit=unit)
         return Receipt(view=view, unit=unit, shard_json=_to_json(shard), is_new=True, teacher_s=teacher_s)
 

@@ -50,7 +50,8 @@ def test_help_imports_nothing_heavy(program: str, known: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "verb"), [("teacher_cache", "build"), ("student_train", "run"), ("student_train", "sweep")]
+    ("program", "verb"),
+    [("teacher_cache", "build"), *(("student_train", verb) for verb in ("run", "sweep", "finetune"))],
 )
 @pytest.mark.parametrize(
     ("content", "overrides", "message"),

@@ -161,7 +161,7 @@ def result(runs: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> dic
     }
 
 
-def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarise(runs: Sequence[dict[str, Any]], figures: Sequence[str] = ("loss", "kl")) -> list[dict[str, Any]]:
     """Each arm's mean over seeds, standard deviation, and difference from the first arm's at the same seeds."""
     first = {run["seed"]: run for run in runs if run["arm"] == runs[0]["arm"]}
     rows = []
@@ -172,7 +172,7 @@ def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "seeds": len(of_arm),
             "bytes": statistics.mean(run["bytes"] for run in of_arm),
         }
-        for figure in ("loss", "kl"):
+        for figure in figures:
             values = [run[figure] for run in of_arm]
             gaps = [run[figure] - first[run["seed"]][figure] for run in of_arm]
             row[figure], row[f"{figure}_gap"] = statistics.mean(values), statistics.mean(gaps)
@@ -192,12 +192,12 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
         f"{'taught from':{width}}   bytes   masked-LM loss    gap to the first       KL(teacher)     gap to the first"
     ]
     for row in rows:
-        columns = [_pair(row, name) for name in ("loss", "loss_gap", "kl", "kl_gap")]
+        columns = [pair(row, name) for name in ("loss", "loss_gap", "kl", "kl_gap")]
         lines.append(f"{row['arm']:{width}}{row['bytes']:8.0f}" + "".join(f"{column:>18}" for column in columns))
     return "\n".join(lines)
 
 
-def _pair(row: dict[str, Any], name: str) -> str:
+def pair(row: dict[str, Any], name: str) -> str:
     deviation = row[f"{name}_deviation"]
     return f"{row[name]:.4f}" + (f" ± {deviation:.4f}" if deviation is not None else "")
 

@@ -89,7 +89,7 @@ def describe(name: str, path: str, *, max_lengths: Mapping[str, int]) -> ModelRe
         width=config.hidden_size,
         num_parameters=num_parameters,
         num_bytes=4 * num_parameters,
-        sha256=_sha256(tensors, tokenizer),
+        content_sha256=_sha256(tensors, tokenizer),
     )
 
 

@@ -59,7 +59,7 @@ class ModelRecord:
     """Of the encoder: without a masked-LM head."""
     num_bytes: int
     """Of these parameters in float32."""
-    sha256: str
+    content_sha256: str
     """Of the encoder's tensors and the tokenizer: another model under this name is told apart."""
 
 

@@ -1,7 +1,6 @@
 """Fine-tuning all models on all tasks: what is checked before, which run comes when, and what is told of it."""
 
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -9,8 +8,8 @@ from student_train.console import say
 from student_train.finetune import records
 from student_train.finetune.config import FinetuneConfig
 from student_train.finetune.models import describe, normal_path
-from student_train.finetune.plan import Plan, Run, done_of
-from student_train.finetune.pools import pool
+from student_train.finetune.plan import Done, Plan, Run, done_of
+from student_train.finetune.pools import Outcome, pool
 from student_train.finetune.records import Results, RunRecord, TaskRecord
 from student_train.finetune.text import line
 from teacher_cache.errors import UserError
@@ -88,28 +87,39 @@ def _make_all(config: FinetuneConfig, plan: Plan, store: Store, metrics: Mapping
     done = done_of(records.read_runs(store, plan.models, plan.tasks))
     _forget_losers(config, plan, store, done)
     num_done = sum(run in done for run in plan.known(done))
-    num_left = plan.num_runs - num_done
     say(f"{plan.num_runs} runs, {num_done} of them done before")
-    started: set[Run] = set()
     errors: dict[str, str] = {}
-    num_ended = 0
-    with pool(config) if num_left else contextlib.nullcontext() as workers:
-        while workers:
-            waiting = [run for run in plan.known(done) if run not in done and run not in started]
-            for run in waiting[: workers.size - len(started) + num_ended]:
+    for run, outcome in _outcomes(config, plan, done):
+        num_done += 1
+        if isinstance(outcome, str):
+            errors[records.run_key(**vars(run))] = outcome
+        else:
+            done[run] = outcome
+            _forget_losers(config, plan, store, done)
+        say(f"{line(run, outcome, metrics[run.task])}  ({num_done}/{plan.num_runs})")
+    return errors
+
+
+def _outcomes(config: FinetuneConfig, plan: Plan, done: Done) -> Iterator[Outcome]:
+    """What comes of runs, as they end. Which ones are next depends on what the caller puts into `done` meanwhile."""
+    started: set[Run] = set()
+    num_running = 0
+
+    def waiting() -> list[Run]:
+        return [run for run in plan.known(done) if run not in done and run not in started]
+
+    if not waiting():
+        return
+    with pool(config) as workers:
+        while True:
+            for run in waiting()[: workers.size - num_running]:
                 workers.start(run)
                 started.add(run)
-            if len(started) == num_ended:
-                break
-            run, outcome = workers.next()
-            num_ended += 1
-            if isinstance(outcome, str):
-                errors[records.run_key(**vars(run))] = outcome
-            else:
-                done[run] = outcome
-                _forget_losers(config, plan, store, done)
-            say(f"{line(run, outcome, metrics[run.task])}  ({num_ended}/{num_left})")
-    return errors
+                num_running += 1
+            if not num_running:
+                return
+            yield workers.next()
+            num_running -= 1
 
 
 def _forget_losers(config: FinetuneConfig, plan: Plan, store: Store, done: dict[Run, RunRecord]) -> None:

@@ -61,9 +61,5 @@ def _kept(results: Results, model: str) -> list[str]:
 def _gaps(results: Results) -> list[str]:
     """What averages leave out, of a model and of the reference beside it."""
     pairs = [(model.name, task.name) for model in results.models for task in results.tasks]
-    missing = [f"{model} on {task}" for model, task in pairs if cell(results, model, task) is None]
-    return (
-        [f"no score of {', '.join(missing)}: left out of averages, and of the reference's beside them"]
-        if missing
-        else []
-    )
+    names = ", ".join(f"{model} on {task}" for model, task in pairs if cell(results, model, task) is None)
+    return [f"no score of {names}: left out of averages, and of the reference's beside them"] if names else []

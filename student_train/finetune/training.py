@@ -83,7 +83,7 @@ def _train_and_score(trainer: Trainer, task: Task, dev: Dataset) -> tuple[dict[s
 
 
 def _arguments(config: FinetuneConfig, run: Run, folder: str, *, on_gpu: bool) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=folder,
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
@@ -102,6 +102,8 @@ def _arguments(config: FinetuneConfig, run: Run, folder: str, *, on_gpu: bool) -
         report_to="none",
         disable_tqdm=True,
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # Trainer takes all GPUs that it sees, for larger batches
+    return arguments
 
 
 def _collator(task: Task, tokenizer: PreTrainedTokenizerFast) -> Any:

@@ -138,6 +138,7 @@ def _drawn(figures: Sequence[Figure]) -> list[dict[str, Any]]:
 def _worth_facts(worth: Worth) -> dict[str, Any]:
     return {
         "heading": table.heading(worth),
+        "headlines": table.headlines(worth),
         "results": worth.results,
         "tables": table.tables(worth),
         "notes": worth.notes,

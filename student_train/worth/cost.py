@@ -2,7 +2,12 @@
 
 from student_train.run_folder import RUN_KEY, CacheDescription, read_run
 from student_train.worth.records import CacheCost, Cost
+from teacher_cache.errors import UserError
+from teacher_cache.format import manifest
 from teacher_cache.storage.store import Store
+
+MAX_COMMITS = 100_000
+"""Read for a teacher's time: each is a request."""
 
 
 def cost_of(path: str) -> Cost | None:
@@ -37,5 +42,14 @@ def _cache_cost(cache: CacheDescription) -> CacheCost:
 
 
 def _teacher_s(cache: CacheDescription) -> float | None:
-    """None where the cache is not there any more, or says nothing of it."""
-    return None
+    """None where the cache is not there any more or was built again, is too large to ask, or does not say it."""
+    store = Store(cache.url)
+    try:
+        views = [manifest.read(store, view, fingerprint=cache.fingerprint) for view in range(cache.num_views)]
+        if sum(len(sealed.shards) for sealed in views) > MAX_COMMITS:
+            return None
+        found = [manifest.teacher_seconds(store, sealed) for sealed in views]
+    except (UserError, FileNotFoundError):
+        return None
+    known = [seconds for seconds in found if seconds is not None]
+    return sum(known) if len(known) == len(found) else None

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from student_train.report.figures import Figure, Series
 from student_train.worth.records import ModelWorth, Worth
 
-SPREAD = 0.7
-"""Share of a task's place that the students' points take up side by side."""
+STEP, SPREAD = 0.2, 0.7
+"""Between students' points at a task, and of all of them at most; tasks are 1 apart."""
 
 
 def figures(worth: Worth) -> list[Figure]:
@@ -17,8 +17,10 @@ def figures(worth: Worth) -> list[Figure]:
 
 def _by_task(worth: Worth) -> Figure:
     tasks = [task.name for task in worth.tasks if any(_share(model, task.name) for model in worth.students)]
-    places = [place for place, model in enumerate(worth.models) if any(_share(model, task) for task in tasks)]
-    step = SPREAD / max(len(places), 1)
+    places = [
+        place for place, model in enumerate(worth.students, start=1) if any(_share(model, task) for task in tasks)
+    ]
+    step = min(STEP, SPREAD / max(len(places), 1))
     shifts = {place: (number - (len(places) - 1) / 2) * step for number, place in enumerate(places)}
     return Figure(
         key="worth-retention",

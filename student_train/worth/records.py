@@ -4,13 +4,13 @@
 |---|---|
 | `worth.json` | `Worth`, with its own digest |
 | `worth.md` | the same as tables, to paste |
-| `retention.svg`, `.png` and others | the figures of `figures` |
+| `<figure>.svg`, `<figure>.png` | the figures of `figures` |
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from student_train.finetune.results import Average
 from teacher_cache.errors import UserError
@@ -53,10 +53,6 @@ class Speed:
     speedup_low: float
     """With `speedup_high`: 95 % interval of the median."""
     speedup_high: float
-
-    @property
-    def setting(self) -> tuple[str, str, int, int]:
-        return self.device, self.dtype, self.batch_sequences, self.sequence_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +139,7 @@ class Worth:
     """Where the fine-tuning lies."""
     reference: str
     tasks: list[TaskWorth]
-    models: list[ModelWorth]
+    models: Annotated[list[ModelWorth], Field(min_length=1)]
     """The reference first."""
     notes: list[str]
     """What is missing, and what that means."""

@@ -81,7 +81,7 @@ def num_positions(config: PreTrainedConfig) -> int:
     """Tokens of the longest sequence that a model takes."""
     family = FAMILIES.get(config.model_type)
     lost = config.pad_token_id + 1 if family and family.positions_follow_pad else 0
-    return int(config.max_position_embeddings - lost)
+    return int(getattr(config, "max_position_embeddings", max(LENGTHS)) - lost)
 
 
 def settings(dtypes: Sequence[torch.dtype], *, max_length: int) -> list[Setting]:
@@ -140,7 +140,8 @@ class _Pass:
         # None of the special ids: RoBERTa counts positions from where there is no padding.
         low, high = 5, model.config.vocab_size
         ids = torch.randint(low, high, shape, generator=torch.Generator().manual_seed(0)).to(setting.device)
-        self._run = lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        mask = torch.ones_like(ids)
+        self._run = lambda: model(input_ids=ids, attention_mask=mask)
         timed(self._run)
         self._repeats = max(1, round(TURN_S / max(timed(self._run), 1e-6)))
 

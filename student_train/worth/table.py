@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -24,15 +24,23 @@ class Table:
 def render(result: dict[str, Any]) -> str:
     """All of a `Worth`, given as plain values, for a terminal."""
     worth = from_plain(result)
-    blocks = [f"{table.title}\n{command.table(table.header, table.rows)}\n{table.note}" for table in tables(worth)]
-    return "\n\n".join([heading(worth), *blocks, *(f"note: {note}" for note in worth.notes)])
+    parts = [(table.title, command.table(table.header, table.rows), table.note) for table in tables(worth)]
+    blocks = ["\n".join(line for line in lines if line) for lines in parts]
+    told = "\n".join([heading(worth), *headlines(worth)])
+    return "\n\n".join([told, *blocks, *(f"note: {note}" for note in worth.notes)])
 
 
 def markdown(worth: Worth) -> str:
     """To paste into a README or a model card."""
-    blocks = [f"**{table.title}**\n\n{_pipes(table)}\n\n{table.note}" for table in tables(worth)]
-    notes = "\n".join(f"- {_escaped(note)}" for note in worth.notes)
-    return "\n\n".join(block for block in (*blocks, notes) if block) + "\n"
+    blocks = [_listed(headlines(worth))]
+    for table in tables(worth):
+        blocks += [f"**{_escaped(table.title)}**", _pipes(table), _escaped(table.note)]
+    blocks.append(_listed(worth.notes))
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {_escaped(line)}" for line in lines)
 
 
 def _pipes(table: Table) -> str:
@@ -49,6 +57,29 @@ def heading(worth: Worth) -> str:
     return f"{names} beside {worth.reference}, on {len(worth.tasks)} task{'s' if len(worth.tasks) > 1 else ''}"
 
 
+def headlines(worth: Worth) -> list[str]:
+    """Each student in a sentence."""
+    return [f"{model.name} {_headline(model, worth)}" for model in worth.students]
+
+
+def _headline(model: ModelWorth, worth: Worth) -> str:
+    reference = worth.models[0]
+    kept = model.average.retention if model.average else None
+    if kept is None:
+        return f"has no average score to hold against {reference.name}'s"
+    share = model.num_parameters / max(reference.num_parameters, 1)
+    parameters = f"{100 * abs(1 - share):.0f} % {'fewer' if share <= 1 else 'more'} parameters"
+    speeds = worth.speeds.of_models[model.name] if worth.speeds and worth.speeds.is_quiet else []
+    fast = [
+        f"{speed.speedup:.2f} times as fast on {_short(speed.device)} ({_batch(speed)} tokens)" for speed in speeds[:1]
+    ]
+    return ", ".join([f"keeps {kept:.1f} % of {reference.name}'s average score with {parameters}", *fast])
+
+
+def _short(device: str) -> str:
+    return "CPU" if device == "cpu" else device
+
+
 def tables(worth: Worth) -> list[Table]:
     """None that would be empty."""
     speeds = _speed_tables(worth.models, worth.speeds) if worth.speeds else []
@@ -59,7 +90,7 @@ def _scores(worth: Worth) -> Table:
     return Table(
         title="Scores, per cent",
         note="On dev: median of the seeds (least to most); the average is that of the medians.",
-        header=["model", *(f"{task.name}, {task.metric}" for task in worth.tasks), "average"],
+        header=["model", *(f"{task.name}, {task.metric.replace('_', ' ')}" for task in worth.tasks), "average"],
         rows=[
             [model.name, *(_score(model.scores.get(task.name)) for task in worth.tasks), _average_score(model, worth)]
             for model in worth.models
@@ -145,12 +176,12 @@ def _speed_tables(models: Sequence[ModelWorth], speeds: Speeds) -> list[Table]:
         found.append(
             Table(
                 title=f"Speed on {_device(device, speeds)}, {dtype}",
-                note=_speed_note(models[0].name, speeds),
+                note="",
                 header=["model", *(cell for speed in rows[models[0].name] for cell in _speed_header(speed))],
                 rows=[[name, *(cell for speed in row for cell in _speed_cells(speed))] for name, row in rows.items()],
             )
         )
-    return found
+    return [*found[:-1], *(replace(last, note=_speed_note(models[0].name, speeds)) for last in found[-1:])]
 
 
 def _device(device: str, speeds: Speeds) -> str:
@@ -160,7 +191,11 @@ def _device(device: str, speeds: Speeds) -> str:
 
 def _speed_header(speed: Speed) -> tuple[str, str]:
     unit = "ms" if speed.batch_sequences == 1 else "sequences/s"
-    return f"{speed.batch_sequences} × {speed.sequence_length}, {unit}", "speed-up"
+    return f"{_batch(speed)}, {unit}", "speed-up"
+
+
+def _batch(speed: Speed) -> str:
+    return f"{speed.batch_sequences} × {speed.sequence_length}"
 
 
 def _speed_cells(speed: Speed) -> tuple[str, str]:
@@ -176,9 +211,8 @@ def _speed_note(reference: str, speeds: Speeds) -> str:
         f"Sequences × tokens of a batch, none of it padding, with a classifier's head; medians. Speed-up: the time of "
         f"{reference} by the model's in the same rounds (95 % interval)."
     )
-    if speeds.is_quiet:
-        return told
-    return f"{told} The machine was not quiet, load {speeds.load_per_core:.2f} a core before: take no figure for sure."
+    load = f"Load of the machine before: {speeds.load_per_core:.2f} a core"
+    return f"{told} {load}{'.' if speeds.is_quiet else '; other work ran beside, and nothing here is promised.'}"
 
 
 def _costs(worth: Worth) -> Table:

@@ -32,9 +32,9 @@ def find_worth(
     """
     results = read_results(Store(place))
     store = Store(output or f"{place.rstrip('/')}/{OUTPUT}")
-    models = _reference_first(results)
-    speeds = _measured(models, dtypes, threads) if dtypes else None
-    worth = _worth(place, results, models, speeds)
+    _check_reference(results)
+    speeds = _measured(reference_first(results), dtypes, threads) if dtypes else None
+    worth = make_worth(place, results, speeds)
     write_worth(store, worth)
     store.replace(MARKDOWN_KEY, markdown(worth).encode())
     for figure in figures(worth):
@@ -43,12 +43,15 @@ def find_worth(
     return worth
 
 
-def _reference_first(results: Results) -> list[ModelRecord]:
+def _check_reference(results: Results) -> None:
     if not quality.scores_of(results, results.reference):
         raise UserError(
             f"no task has a score of the reference {results.reference!r}: nothing can be held against it; let "
             "`student-train finetune` finish"
         )
+
+
+def reference_first(results: Results) -> list[ModelRecord]:
     return sorted(results.models, key=lambda model: model.name != results.reference)
 
 
@@ -58,7 +61,7 @@ def _measured(models: Sequence[ModelRecord], dtypes: Sequence[str], threads: int
     return measure({model.name: model.path for model in models}, dtypes=dtypes, threads=threads)
 
 
-def _worth(place: str, results: Results, models: Sequence[ModelRecord], speeds: Speeds | None) -> Worth:
+def make_worth(place: str, results: Results, speeds: Speeds | None) -> Worth:
     return Worth(
         results=Store(place).url,
         reference=results.reference,
@@ -66,7 +69,7 @@ def _worth(place: str, results: Results, models: Sequence[ModelRecord], speeds: 
             TaskWorth(name=task.name, kind=task.kind, metric=task.metrics[0], num_dev=task.num_dev)
             for task in results.tasks
         ],
-        models=[_model_worth(results, model) for model in models],
+        models=[_model_worth(results, model) for model in reference_first(results)],
         notes=quality.notes_of(results),
         speeds=speeds,
     )

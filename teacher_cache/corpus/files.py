@@ -1,6 +1,5 @@
 """Which files make a corpus, in which order, and what identifies each."""
 
-import hashlib
 import os
 import posixpath
 from collections import Counter
@@ -13,7 +12,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from teacher_cache.errors import UserError
-from teacher_cache.storage.streams import split_compression, store_errors, stored_chunks
+from teacher_cache.storage.streams import size_and_sha256, split_compression, store_errors
 
 _FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
@@ -52,11 +51,8 @@ def describe(url: str, format: str) -> CorpusFile:
     Raises:
         UserError: the file cannot be read.
     """
-    digest, num_bytes = hashlib.sha256(), 0
-    for chunk in stored_chunks(url):
-        digest.update(chunk)
-        num_bytes += len(chunk)
-    return CorpusFile(url=url, format=format, num_bytes=num_bytes, sha256=digest.hexdigest())
+    num_bytes, sha256 = size_and_sha256(url)
+    return CorpusFile(url=url, format=format, num_bytes=num_bytes, sha256=sha256)
 
 
 def _expand(path: str) -> list[str]:

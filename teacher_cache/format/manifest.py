@@ -79,9 +79,18 @@ class Manifest:
         return self.label_bytes + self.hidden_bytes
 
 
-def commit(store: Store, view: int, shard: Shard, fingerprint: str) -> Shard:
-    """Commits a unit; the first attempt wins, and what it committed is returned."""
-    document = {"fingerprint": fingerprint, "view": view, "owner": uuid.uuid4().hex, "shard": dataclasses.asdict(shard)}
+def commit(store: Store, view: int, shard: Shard, fingerprint: str, *, teacher_s: float | None = None) -> Shard:
+    """Commits a unit; the first attempt wins, and what it committed is returned.
+
+    `teacher_s` is noted beside it: for how long the teacher was asked.
+    """
+    document = {
+        "fingerprint": fingerprint,
+        "view": view,
+        "owner": uuid.uuid4().hex,
+        "shard": dataclasses.asdict(shard),
+        "teacher_s": None if teacher_s is None else round(teacher_s, 3),
+    }
     key = _commit_key(view, shard.unit)
     if store.create(key, documents.dump(document)):
         return shard
@@ -95,18 +104,42 @@ def read_commit(store: Store, view: int, unit: int, fingerprint: str) -> Shard:
         FileNotFoundError: the unit is not committed.
         UserError: the commit is damaged, another cache's, or not of a shard of this unit.
     """
-    key = _commit_key(view, unit)
-    name = f"{store.url}/{key}"
-    data = store.read(key, max_bytes=documents.MAX_DOCUMENT_BYTES)
-    document = documents.parse(data, name=name, remedy=COMMIT_REMEDY)
-    if (document.get("fingerprint"), document.get("view")) != (fingerprint, view):
-        raise UserError(f"{name} belongs to another cache or view; {COMMIT_REMEDY}")
+    document, name = _read_document(store, view, unit, fingerprint)
     with refusing(name, COMMIT_REMEDY):
         shard = _committed(document["shard"])
         if shard.unit != unit:
             raise UserError(f"it commits unit {shard.unit}")
         check_shard(shard, view)
         return shard
+
+
+def _read_document(store: Store, view: int, unit: int, fingerprint: str) -> tuple[dict[str, Any], str]:
+    """A commit, and its name for messages."""
+    key = _commit_key(view, unit)
+    name = f"{store.url}/{key}"
+    data = store.read(key, max_bytes=documents.MAX_DOCUMENT_BYTES)
+    document = documents.parse(data, name=name, remedy=COMMIT_REMEDY)
+    if (document.get("fingerprint"), document.get("view")) != (fingerprint, view):
+        raise UserError(f"{name} belongs to another cache or view; {COMMIT_REMEDY}")
+    return document, name
+
+
+def teacher_seconds(store: Store, sealed: Manifest) -> float | None:
+    """For how long teachers were asked about a view's units as they were first committed, of all workers together; None
+    where a commit does not say it.
+
+    Raises:
+        FileNotFoundError: a commit is missing.
+        UserError: a commit is damaged, or another cache's.
+    """
+    view, fingerprint = sealed.view, sealed.fingerprint
+    total = 0.0
+    for block in in_blocks(lambda unit: _read_document(store, view, unit, fingerprint)[0], len(sealed.shards)):
+        noted = [document.get("teacher_s") for document in block]
+        if not all(isinstance(seconds, int | float) for seconds in noted):
+            return None
+        total += sum(noted)
+    return total
 
 
 def _committed(stored: Mapping[str, Any]) -> Shard:

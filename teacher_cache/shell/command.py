@@ -14,7 +14,11 @@ from teacher_cache.errors import UserError
 
 Render = Callable[[Any], str]
 
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
 """Environment of a command, unless the user set it: the libraries read it when they are imported, if they are."""
 
 

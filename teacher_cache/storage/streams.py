@@ -1,6 +1,7 @@
 """One file as chunks of bytes or of text: in any fsspec store, plain, gzip or zstandard."""
 
 import codecs
+import hashlib
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,19 @@ def stored_chunks(url: str) -> Iterator[bytes]:
     """
     with store_errors(url), open_stored(url) as file:
         yield from _chunks(file)
+
+
+def size_and_sha256(url: str) -> tuple[int, str]:
+    """The number of stored bytes, and the 64 hexadecimal digits of their digest.
+
+    Raises:
+        UserError: as `stored_chunks`.
+    """
+    digest, num_bytes = hashlib.sha256(), 0
+    for chunk in stored_chunks(url):
+        digest.update(chunk)
+        num_bytes += len(chunk)
+    return num_bytes, digest.hexdigest()
 
 
 def decompressed_chunks(url: str) -> Iterator[bytes]:

@@ -1,9 +1,7 @@
 """Which files a task is read from, and their text."""
 
-import hashlib
-
 from teacher_cache.errors import UserError
-from teacher_cache.storage.streams import stored_chunks, text_chunks
+from teacher_cache.storage.streams import size_and_sha256, text_chunks
 from teacher_cache.storage.urls import normal_url
 from teacher_cache.tasks.config import TaskConfig
 from teacher_cache.tasks.record import TaskFile
@@ -34,14 +32,14 @@ def describe(urls: dict[str, str]) -> tuple[TaskFile, ...]:
     seen: dict[str, str] = {}
     files = []
     for url in urls.values():
-        file = _describe(url)
-        if file.sha256 in seen:
+        num_bytes, sha256 = size_and_sha256(url)
+        if sha256 in seen:
             raise UserError(
-                f"{url} holds the same bytes as {seen[file.sha256]}: the score would be of examples that were learned "
-                "from; name another file"
+                f"{url} holds the same bytes as {seen[sha256]}: the score would be of examples that were learned from; "
+                "name another file"
             )
-        seen[file.sha256] = url
-        files.append(file)
+        seen[sha256] = url
+        files.append(TaskFile(name=url, num_bytes=num_bytes, sha256=sha256))
     return tuple(files)
 
 
@@ -57,11 +55,3 @@ def read_text(url: str) -> str:
 def read_lines(url: str) -> list[str]:
     """A file's lines without their ends: only line feeds end one, not Unicode's other separators, which are text."""
     return [line.removesuffix("\r") for line in read_text(url).split("\n")]
-
-
-def _describe(url: str) -> TaskFile:
-    digest, num_bytes = hashlib.sha256(), 0
-    for chunk in stored_chunks(url):
-        digest.update(chunk)
-        num_bytes += len(chunk)
-    return TaskFile(name=url, num_bytes=num_bytes, sha256=digest.hexdigest())

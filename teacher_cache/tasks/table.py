@@ -69,7 +69,7 @@ def read_tsv(
     if skip_short_rows:
         whole = [row for row in rows if len(row[1]) >= len(header)]
         if len(whole) < len(rows):
-            logger.warning("%s: %d rows with too few columns are left out", url, len(rows) - len(whole))
+            logger.warning("%s: rows left out because they lack columns: %d", url, len(rows) - len(whole))
         rows = whole
     return _select(url, header, rows, names)
 
@@ -109,8 +109,10 @@ def _json_object(line: str, place: str) -> dict[str, Any]:
 
 
 def check_columns(place: str, existing: Iterable[str], names: Sequence[str]) -> None:
-    """Raises:
-    UserError: a column of `names` does not exist.
+    """Stops where a column of `names` does not exist.
+
+    Raises:
+        UserError: it names the column, and those there are.
     """
     existing = list(existing)
     missing = [name for name in names if name not in existing]

@@ -57,9 +57,8 @@ def encode(batch: dict[str, list[Any]], tokenizer: Any, config: TaskConfig) -> d
         max_length=config.max_length,
         return_offsets_mapping=True,
     )
-    ends = [end_offsets(encoded, row) for row in range(len(batch["words"]))]
-    del encoded["offset_mapping"]
-    first = [first_tokens(words, offsets) for words, offsets in zip(batch["words"], ends, strict=True)]
+    offsets = encoded.pop("offset_mapping")
+    first = [first_tokens(words, [end for _, end in row]) for words, row in zip(batch["words"], offsets, strict=True)]
     labels = [
         [IGNORED if word < 0 else tags[word] for word in words]
         for words, tags in zip(first, batch["tags"], strict=True)
@@ -67,33 +66,17 @@ def encode(batch: dict[str, list[Any]], tokenizer: Any, config: TaskConfig) -> d
     return dict(encoded) | {"labels": labels, "words": first}
 
 
-def end_offsets(encoded: Any, row: int) -> list[int]:
-    """Of each token the place behind its last character; 0 of special tokens and of those without characters."""
-    return [
-        end if sequence is not None and end > start else 0
-        for (start, end), sequence in zip(encoded["offset_mapping"][row], encoded.sequence_ids(row), strict=True)
-    ]
-
-
 def first_tokens(words: Sequence[str], ends: Sequence[int]) -> list[int]:
     """Of each token the word that it is the first one of; -1 for none.
 
     Args:
-        ends: of each token, into `words` joined by spaces behind one space. A token is its last character's word's,
-            because some tokenizers count the space before a word to it. One of nothing but a space is no word's.
+        ends: [S] the place behind a token's last character in `words`, of which a space precedes each; 0 of special
+            tokens. The space is its word's, as some tokenizers make a token of it.
     """
-    lengths = np.array([len(word) for word in words])
-    starts = 1 + np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
-    last = np.array(ends) - 1
-    found = np.searchsorted(starts, last, side="right") - 1
-    inside = (found >= 0) & (last < (starts + lengths)[found])
-    seen = -1
-    result = []
-    for word, is_inside in zip(found.tolist(), inside.tolist(), strict=True):
-        is_first = is_inside and word > seen
-        result.append(word if is_first else -1)
-        seen = word if is_first else seen
-    return result
+    begins = np.cumsum([0, *(1 + len(word) for word in words[:-1])])
+    found = np.searchsorted(begins, ends) - 1  # from behind the space to the word's end
+    seen = np.maximum.accumulate(np.concatenate([[-1], found[:-1]]))
+    return np.where(found > seen, found, -1).tolist()
 
 
 def score(task: Task, predictions: NDArray[Any], features: "Dataset") -> dict[str, float]:

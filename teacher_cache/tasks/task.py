@@ -1,6 +1,5 @@
 """A task from its files or the hub, its features for a tokenizer, and the score of predictions."""
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -8,13 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.errors import UserError
-from teacher_cache.tasks import classification, tagging
+from teacher_cache.tasks import classification, question_answering, squad, tagging
 from teacher_cache.tasks.config import TaskConfig
-from teacher_cache.tasks.conll import read_conll
 from teacher_cache.tasks.files import describe, task_urls
-from teacher_cache.tasks.glue import GLUE, MNLI_METRICS, read_glue
-from teacher_cache.tasks.record import Kind, Split, Task
-from teacher_cache.tasks.table import read_table
+from teacher_cache.tasks.layouts import read
+from teacher_cache.tasks.record import Split, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,23 +24,14 @@ _ENCODERS = {
     "classification": classification.encode,
     "regression": classification.encode,
     "tagging": tagging.encode,
+    "question_answering": question_answering.encode,
 }
 _SCORES = {
     "classification": classification.score,
     "regression": classification.score,
     "tagging": tagging.score,
+    "question_answering": question_answering.score,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Read:
-    """What a layout's files hold: columns of `Task.train` and `Task.dev`."""
-
-    kind: Kind
-    labels: tuple[str, ...] = ()
-    metrics: tuple[str, ...]
-    train: dict[str, list[Any]]
-    dev: dict[str, list[Any]]
 
 
 def load_task(name: str, config: TaskConfig) -> Task:
@@ -59,24 +47,27 @@ def load_task(name: str, config: TaskConfig) -> Task:
     try:
         urls = task_urls(config)
         files = describe(urls)
-        read = _read(config, urls)
+        found = read(config, urls)
     except UserError as error:
         raise UserError(f"task {name}: {error}") from None
+    types = squad.types() if found.kind == "question_answering" else None
     return Task(
         name=name,
-        kind=read.kind,
-        labels=read.labels,
-        metrics=read.metrics,
-        train=_some(Dataset.from_dict(read.train), config.max_train_rows),
-        dev=Dataset.from_dict(read.dev),
+        kind=found.kind,
+        labels=found.labels,
+        metrics=found.metrics,
+        train=_some(Dataset.from_dict(found.train, types), config.max_train_rows),
+        dev=Dataset.from_dict(found.dev, types),
         files=files,
         config=config,
     )
 
 
 def check_libraries() -> None:
-    """Raises:
-    UserError: a library that tasks need is not installed.
+    """Stops where a library that tasks need is not installed.
+
+    Raises:
+        UserError: it names the libraries, and what to install.
     """
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
@@ -97,11 +88,9 @@ def features(task: Task, split: Split, tokenizer: Any) -> "Dataset":
     examples = task.train if split == "train" else task.dev
     parts = []
     for start in range(0, len(examples), BATCH_EXAMPLES):
-        batch = examples[start : start + BATCH_EXAMPLES]
-        columns = {"example": list(range(len(batch[next(iter(batch))])))}
-        columns |= _ENCODERS[task.kind](batch, tokenizer, task.config)
-        columns["example"] = [start + row for row in columns["example"]]
-        parts.append(Dataset.from_dict(columns))
+        columns = _ENCODERS[task.kind](examples[start : start + BATCH_EXAMPLES], tokenizer, task.config)
+        rows = columns.get("example", range(len(columns["input_ids"])))
+        parts.append(Dataset.from_dict(columns | {"example": [start + row for row in rows]}))
     return concatenate_datasets(parts)
 
 
@@ -131,59 +120,6 @@ def _check_tokenizer(task: Task, tokenizer: Any) -> None:
             f"task {task.name}: max_length is {task.config.max_length}, and the tokenizer's models take "
             f"{tokenizer.model_max_length} tokens; lower max_length"
         )
-
-
-def _read(config: TaskConfig, urls: dict[str, str]) -> _Read:
-    match config.layout:
-        case "conll":
-            return _read_tagging(urls)
-        case "table":
-            return _read_table(config, urls)
-    return _read_glue(config, urls)
-
-
-def _read_tagging(urls: dict[str, str]) -> _Read:
-    train, dev = read_conll(urls["train"]), read_conll(urls["dev"])
-    labels = tagging.tag_names(train)
-    return _Read(
-        kind="tagging",
-        labels=labels,
-        metrics=tagging.METRICS,
-        train=tagging.examples(urls["train"], train, labels),
-        dev=tagging.examples(urls["dev"], dev, labels),
-    )
-
-
-def _read_glue(config: TaskConfig, urls: dict[str, str]) -> _Read:
-    glue = GLUE[config.layout]
-    kind = "classification" if glue.labels else "regression"
-    read = {
-        split: classification.examples(
-            read_glue(url, config.layout), text=glue.text, label=glue.label, labels=glue.labels, kind=kind
-        )
-        for split, url in urls.items()
-    }
-    metrics = glue.metrics
-    if mismatched := read.pop("mismatched", None):
-        metrics = MNLI_METRICS
-        flags = [0] * len(read["dev"]["label"]) + [1] * len(mismatched["label"])
-        read["dev"] = {name: values + mismatched[name] for name, values in read["dev"].items()} | {"mismatched": flags}
-    return _Read(kind=kind, labels=glue.labels, metrics=metrics, **read)
-
-
-def _read_table(config: TaskConfig, urls: dict[str, str]) -> _Read:
-    assert config.label is not None
-    assert config.kind is not None
-    train, dev = (read_table(urls[split], [*config.text, config.label]) for split in ("train", "dev"))
-    labels = classification.label_names(train, config.label) if config.kind == "classification" else ()
-    columns = {"text": config.text, "label": config.label, "labels": labels, "kind": config.kind}
-    return _Read(
-        kind=config.kind,
-        labels=labels,
-        metrics=classification.METRICS[config.kind],
-        train=classification.examples(train, **columns),
-        dev=classification.examples(dev, **columns),
-    )
 
 
 def _some(examples: "Dataset", max_rows: int | None) -> "Dataset":

@@ -40,5 +40,5 @@ def test_nodes_install_this_repository_with_what_was_tested(config):
     assert config["file_mounts"]["/home/ubuntu/teacher-cache"] == "."
     (install,) = [line for line in config["setup_commands"] if "pip install" in line]
     assert "teacher-cache/infra/constraints.txt" in install
-    assert "teacher-cache[mlflow]" in install
+    assert "teacher-cache[mlflow,tasks]" in install
     assert all("RAY_AUTH_MODE=token" in line for line in config["setup_commands"] if ".bashrc" in line)

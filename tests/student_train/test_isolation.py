@@ -44,12 +44,15 @@ LOADED = "import sys, json, {module}; print(json.dumps([name for name in {names}
         "student_train.config",
         "student_train.cli",
         "student_train.sweep.records",
+        "student_train.worth.worth",
+        "student_train.finetune.config",
+        "student_train.finetune.text",
         "teacher_cache",
         "teacher_cache.format.cache",
     ],
 )
 def test_importing_loads_neither_torch_nor_ray(module):
-    assert run_python(LOADED.format(module=module, names=["torch", "ray", "transformers"])) == []
+    assert run_python(LOADED.format(module=module, names=["torch", "ray", "transformers", "datasets", "sklearn"])) == []
 
 
 TRAINING = """

@@ -8,6 +8,7 @@ import pytest
 
 from student_train.report.page import write_report
 from tests.student_train.report import records
+from tests.student_train.worth.records import SCORES, write_made_up_worth
 
 pytestmark = pytest.mark.integration
 
@@ -29,11 +30,12 @@ return [Math.min(...texts.map(ratio)), Math.min(...lines.map(ratio))];
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of 4 students and one with a hostile name."""
+    """Of 4 students and one with a hostile name, and of what three are worth."""
     folder = tmp_path_factory.mktemp("report")
     records.write_four(folder / "runs")
     records.write_run(folder / "runs" / HOSTILE, num_layers=4, num_parameters=52_780_000, floor=2.0, step_s=2.2)
-    write_report([str(folder / "runs")], output=str(folder / "report.html"))
+    worth = write_made_up_worth(folder / "tasks", SCORES | {HOSTILE: SCORES["six layers"]})
+    write_report([str(folder / "runs")], output=str(folder / "report.html"), worth=worth)
     return folder / "report.html"
 
 
@@ -76,9 +78,21 @@ def test_all_students_and_figures_are_there(browser, page, size):
     legend = [item.text for item in browser.find_elements("css selector", ".legend li")]
     assert all(any(line.startswith(name) for line in legend) for name in expected)
     figures = browser.find_elements("css selector", "figure svg")
-    assert len(figures) == 8
+    assert len(figures) == 11
     assert all(figure.rect["width"] > 250 and figure.rect["height"] > 180 for figure in figures)
     assert len(browser.find_elements("css selector", "#training-loss g[id*=-series-]")) == 5
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK])
+def test_what_students_are_worth_is_there(browser, page, size):
+    opened(browser, page, size)
+    section = browser.find_element("css selector", "#worth")
+    assert section.find_element("css selector", "h2").text == "What students are worth"
+    first = [cell.text for cell in section.find_elements("css selector", "table:first-of-type tbody th")]
+    assert {"teacher", "six layers", "three layers", HOSTILE} == set(first)
+    assert len(section.find_elements("css selector", "figure svg")) == 3
+    legend = [text.text for text in section.find_elements("css selector", "#worth-retention text")]
+    assert {"six layers", "three layers", "CoLA", "RTE"} <= set(legend)
 
 
 def test_no_letter_of_a_figure_is_cut_off(browser, page):

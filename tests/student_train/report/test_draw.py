@@ -1,13 +1,16 @@
 """Figures as SVG, of whatever numbers and names."""
 
 import math
+import re
 import warnings
 import xml.etree.ElementTree as ET
+from importlib.resources import files
 from typing import Any
 
 import pytest
 
-from student_train.report.draw import NAME_CHARACTERS, draw, shortened
+from student_train.report import svg
+from student_train.report.draw import NAME_CHARACTERS, draw, shortened, to_file
 from student_train.report.figures import Figure, Series
 
 
@@ -65,3 +68,27 @@ def test_long_names_keep_both_ends():
     name = shortened("six-layers-temperature-4-lr-2e-3")
     assert len(name) == NAME_CHARACTERS
     assert (name[:6], name[-6:]) == ("six-la", "r-2e-3")
+
+
+def test_points_over_names_have_spans_a_line_and_a_legend():
+    shown = [
+        Series(place=place, name=name, xs=(0.1, 1.1), ys=(0.9, 0.8), is_sound=True, y_spans=((0.85, 0.95), (0.7, 0.8)))
+        for place, name in enumerate(["_student", "$x^2$"])
+    ]
+    root = drawn(*shown, is_scatter=True, is_share=True, x_names=("CoLA", "$\\frac{a$"), y_line=1.0)
+    assert {"_student", "$x^2$", "CoLA", "$\\frac{a$", "100.0%"} <= set(texts(root))
+    assert {"key-series-0", "key-series-1"} <= set(ids(root))
+
+
+def test_a_file_has_a_title_and_the_pages_colours_by_day():
+    figure = Figure(
+        key="key", title="title", x_label="x", y_label="y", series=(series(2, points=[(1, 2.0), (2, 1.0)]),)
+    )
+    text = to_file(figure, "svg").decode()
+    assert "title" in texts(ET.fromstring(text))
+    assert svg.file_colour(2) in text
+    assert not re.search(r"#0a00|#0[12]0[12]", text), "no stand-in is left"
+    assert to_file(figure, "png").startswith(b"\x89PNG")
+    css = (files("student_train.report") / "page.css").read_text()
+    assert tuple(re.findall(r"--series-\d: (#[0-9a-f]{6})", css)[: svg.NUM_COLOURS]) == svg.FILE_COLOURS
+    assert re.findall(r"--(?:ink-soft|rule): (#[0-9a-f]{6})", css)[:2] == [svg.FILE_INK, svg.FILE_GRID]

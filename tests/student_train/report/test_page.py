@@ -14,8 +14,10 @@ from student_train.report.compare import read_students
 from student_train.report.page import render
 from student_train.report.students import MAX_POINTS, Point, Student
 from student_train.run_folder import CacheDescription, RunDescription
+from student_train.worth.records import read_worth
 from tests.student_train.report import records
 from tests.student_train.report.records import write_run
+from tests.student_train.worth.records import write_made_up_worth
 
 FIDELITY: dict[str, Any] = {
     "cache": records.CACHE.url,
@@ -144,6 +146,31 @@ def test_fidelity_is_shown_where_it_is_given(tmp_path, capsys):
 def test_without_fidelity_the_page_says_how_to_get_it(tmp_path):
     write_run(tmp_path)
     assert f"teacher-cache fidelity {records.CACHE.url} --json > fidelity.json" in page_of(tmp_path).text
+
+
+def test_what_students_are_worth_is_shown_where_it_is_given(tmp_path, capsys):
+    write_run(tmp_path / "runs")
+    worth = write_made_up_worth(tmp_path / "tasks")
+    assert report(tmp_path, "--worth", worth) == 0
+    document = Document((tmp_path / "report.html").read_text())
+    assert "six layers, three layers beside teacher, on 4 tasks, from" in document.text
+    assert "six layers 6 × 768 66,362,880 60.6% 265 MB" in document.text
+    assert document.tags.count("figure") == 11
+    assert "worth" not in page_of(tmp_path / "runs").ids
+    capsys.readouterr()
+    assert f"{tmp_path} holds no worth.json; give what `student-train worth` wrote" in refused(
+        capsys, tmp_path, "--worth", str(tmp_path)
+    )
+
+
+def test_names_in_a_worth_are_no_markup(tmp_path):
+    write_run(tmp_path / "runs")
+    hostile = "<script>$\\frac{a$ & _"
+    scores = {"_teacher": {"<b>": (1, 1, 1)}, hostile: {"<b>": (1, 2, 3)}}
+    worth = read_worth(write_made_up_worth(tmp_path / "tasks", scores))
+    document = page_of(tmp_path / "runs", worth=worth)
+    assert not {"script", "b"} & set(document.tags)
+    assert document.text.count(hostile) >= 3
 
 
 def test_what_users_wrote_is_no_markup(tmp_path):

@@ -151,6 +151,20 @@ def test_totals_are_those_of_all_shards(store: Store) -> None:
     assert (sealed.label_bytes, sealed.hidden_bytes, sealed.num_bytes) == (3 * 123, 3 * 45, 3 * 168)
 
 
+def test_a_view_knows_for_how_long_its_teachers_were_asked(store: Store) -> None:
+    for unit in range(3):
+        assert manifest.commit(store, 0, shard(unit), FINGERPRINT, teacher_s=unit + 0.5) == shard(unit)
+    late = manifest.commit(store, 0, shard(2, "b"), FINGERPRINT, teacher_s=99.0)
+    assert late == shard(2), "its time is not of what is in the view"
+    assert manifest.teacher_seconds(store, seal(store, 3)) == 4.5
+
+
+def test_a_view_with_a_commit_that_notes_no_time_does_not_know_it(store: Store) -> None:
+    manifest.commit(store, 0, shard(0), FINGERPRINT, teacher_s=1.0)
+    commit(store, 1)
+    assert manifest.teacher_seconds(store, seal(store, 2)) is None
+
+
 def test_more_commits_than_are_read_at_once_are_sealed_in_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "BLOCK", 3)
     commit(store, *range(8))

@@ -1,0 +1,238 @@
+"""What each part of the recipe is worth: students of one teacher, each with one thing done otherwise.
+
+    python -m infra.bench.ablations [--quick] [--json] [--teacher DIR --corpus GLOB --heldout FILE] [--steps N]
+        [--seeds N] [--sst2 DIR] [--only NAME…] [--work DIR] [KEY=VALUE…]
+
+All students learn for as many steps, and those of one cache and seed from the same sequences in the same order; one
+view differs from three once there is a second epoch. They are held against each other by masked-LM loss and accuracy on
+documents that none has seen and, with `--sst2`, fine-tuned. Caches and students lie in `--work`: what is finished there
+is not made again. `KEY=VALUE` are settings of all students, as of `student-train run`. Beside each row stands what
+DistilBERT's authors found, in points of the GLUE score (arXiv 1910.01108, table 4).
+"""
+
+import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from infra.bench import held_out, outcome, output, plan, training
+from student_train.config import StudentSpec
+from student_train.finetune.config import FinetuneConfig, safe_name
+from student_train.finetune.results import cell
+from student_train.finetune.run import finetune
+from student_train.run_folder import StepReport
+from student_train.worker import run_worker
+from teacher_cache import build
+from teacher_cache.format.cache import Cache, open_cache
+from teacher_cache.inspect import info
+from teacher_cache.shell import settings
+from teacher_cache.shell.command import table
+
+WHOLE = "whole recipe"
+NUM_VIEWS = 3
+UNMASKED = 0.1
+"""Rate at which unmasked positions are kept, unless a variant has another."""
+BATCH_SEQUENCES = 64
+SST2 = "SST-2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One thing done otherwise."""
+
+    name: str
+    student: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `student.yaml`, by dotted key."""
+    unmasked: float = UNMASKED
+    num_views: int = NUM_VIEWS
+    published: float | None = None
+    """Points of the GLUE score that the published student lost by it; None: not published."""
+
+
+def variants(*, width: int, num_heads: int) -> tuple[Variant, ...]:
+    """All of them, the whole recipe first; `width` and `num_heads` are the teacher's."""
+    random = {"student.initial_weights": "random"}
+    narrow = random | {"student.width": width // 2, "student.num_heads": max(1, num_heads // 2)}
+    return (
+        Variant(name=WHOLE, published=0.0),
+        Variant(name="without soft labels", student={"loss.weights.soft_labels": 0}, published=-2.96),
+        Variant(name="without cosine", student={"loss.weights.cosine": 0}, published=-1.46),
+        Variant(name="without masked-LM", student={"loss.weights.masked_lm": 0}, published=-0.31),
+        Variant(name="random starting weights", student=random, published=-3.69),
+        Variant(name="random, half the width", student=narrow),
+        Variant(name="masked positions only", unmasked=0.0),
+        Variant(name="every position", unmasked=1.0),
+        Variant(name="one view", num_views=1),
+        Variant(name="T = 1", student={"loss.temperature": 1}),
+        Variant(name="T = 4", student={"loss.temperature": 4}),
+    )
+
+
+def chosen(every: Sequence[Variant], only: Sequence[str]) -> list[Variant]:
+    """Those whose name holds one of `only`, and the whole recipe; all if it is empty."""
+    return [each for each in every if each.name == WHOLE or not only or any(part in each.name for part in only)]
+
+
+def make_cache(work: Path, unmasked: float, teacher: str, corpus: str) -> Cache:
+    """The cache that all variants with this rate share."""
+    output.say(f"a cache of {NUM_VIEWS} views, unmasked positions at rate {unmasked:g}")
+    overrides = [f"keep.unmasked={unmasked:g}", f"views={NUM_VIEWS}"]
+    spec = plan.make_spec(work / "caches" / f"unmasked-{unmasked:g}", teacher, corpus, overrides)
+    return open_cache(build(spec).cache)
+
+
+def make_spec(work: Path, variant: Variant, cache: Cache, seed: int, options: argparse.Namespace) -> StudentSpec:
+    """What a variant's student is asked for."""
+    given = {
+        "caches": f"[{cache.url}]",
+        "output": work / "students" / safe_name(variant.name) / f"{seed}",
+        "seed": seed,
+        "steps": options.steps,
+        "batch_sequences": BATCH_SEQUENCES,
+        **variant.student,
+    }
+    overrides = [*(f"{key}={value}" for key, value in given.items()), *options.overrides]
+    return settings.from_overrides(StudentSpec, overrides)
+
+
+def make_student(spec: StudentSpec, variant: Variant) -> str:
+    """The folder of the finished student."""
+    output.say(f"{variant.name}, seed {spec.seed}: {spec.output}")
+    return run_worker(spec, device=training.device(), show=_show, num_views=variant.num_views).model
+
+
+def _show(item: object) -> None:
+    if isinstance(item, StepReport) and item.step == item.num_steps:
+        output.say(f"  step {item.step}: loss {item.losses['total']:.3f}, {item.seconds:.0f} s")
+
+
+def finetuned(work: Path, students: Mapping[str, str], folder: Path) -> dict[str, float]:
+    """Accuracy on SST-2's dev set as a share, by student: one learning rate and seed each, as students have seeds."""
+    config = FinetuneConfig(
+        output=str(work / "finetuned"),
+        models=dict(students),
+        tasks={SST2: {"layout": SST2, "folder": str(folder)}},  # type: ignore[dict-item]  # pydantic makes it
+        lrs=(5e-5,),
+        seeds=(1,),
+        execution={"num_workers": 0},  # type: ignore[arg-type]  # pydantic makes it
+    )
+    results = finetune(config).results
+    cells = {name: cell(results, name, SST2) for name in students}
+    return {name: found.median / 100 for name, found in cells.items() if found}
+
+
+def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Makes what is missing in `work`, and compares."""
+    teacher, corpus, heldout = options.teacher, options.corpus, options.heldout
+    if teacher is None:
+        teacher, corpus = plan.make_inputs(work, quick=True)
+        heldout = work / "text" / "heldout.txt"
+    caches = {UNMASKED: make_cache(work, UNMASKED, teacher, corpus)}
+    first = caches[UNMASKED]
+    every = variants(width=first.teacher.hidden_size, num_heads=_num_heads(first.teacher.config))
+    runs: list[dict[str, Any]] = []
+    for variant in chosen(every, options.only):
+        if variant.unmasked not in caches:
+            caches[variant.unmasked] = make_cache(work, variant.unmasked, teacher, corpus)
+        runs += _make_students(work, variant, caches[variant.unmasked], options)
+    students = {f"{each['arm']}, seed {each['seed']}": each["folder"] for each in runs}
+    looked = {row["model"]: row for row in held_out.compare(students, first, heldout)}
+    scores = finetuned(work, students, options.sst2) if options.sst2 else {}
+    for name, each in zip(students, runs, strict=True):
+        each |= {figure: looked[name][figure] for figure in ("loss", "accuracy")}
+        each |= {SST2: scores[name]} if name in scores else {}
+    return result(runs, {variant.name: variant.published for variant in every}, options)
+
+
+def _make_students(work: Path, variant: Variant, cache: Cache, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A variant's students, one a seed."""
+    view, found = info(cache.url)["views"][0], []
+    for seed in range(options.seeds):
+        spec = make_spec(work, variant, cache, seed, options)
+        num_epochs = options.steps * spec.batch_sequences / view["num_sequences"]
+        about = {"arm": variant.name, "seed": seed, "bytes": view["bytes_per_token"], "epochs": num_epochs}
+        found.append(about | {"folder": make_student(spec, variant)})
+    return found
+
+
+def _num_heads(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_attention_heads") or config["n_heads"])
+
+
+def result(
+    runs: Sequence[dict[str, Any]], published: Mapping[str, float | None], options: argparse.Namespace
+) -> dict[str, Any]:
+    """What `--json` prints."""
+    rows = outcome.summarise(runs, figures_of(runs))
+    whole = rows[0]
+    return {
+        "name": "ablations" + (" (quick: a random teacher, few steps)" if options.quick else ""),
+        "ratios": {f"held-out loss, {row['arm']} / {WHOLE}": row["loss"] / whole["loss"] for row in rows[1:]},
+        "figures": {
+            "steps": options.steps,
+            "epochs": runs[0]["epochs"],
+            "arms": [row | {"published": published[row["arm"]]} for row in rows],
+        },
+        "machine": output.machine(),
+        "versions": output.versions(),
+    }
+
+
+def figures_of(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Those that all students have."""
+    return [figure for figure in ("loss", "accuracy", SST2) if all(figure in run for run in runs)]
+
+
+def render(found: dict[str, Any]) -> str:
+    """One line a variant; gaps are from the whole recipe at the same seed."""
+    rows = found["figures"]["arms"]
+    figures = [figure for figure in ("loss", "accuracy", SST2) if figure in rows[0]]
+    header = ["", "bytes a token", *(name for figure in figures for name in (figure, "gap")), "published, GLUE"]
+    lines = [
+        [
+            row["arm"],
+            f"{row['bytes']:.1f}",
+            *(outcome.pair(row, name) for figure in figures for name in (figure, f"{figure}_gap")),
+            "-" if row["published"] is None else f"{row['published']:+.2f}",
+        ]
+        for row in rows
+    ]
+    return table(header, lines)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a small random teacher, a handful of steps")
+    parser.add_argument("--json", action="store_true", help="print JSON, and the table to stderr")
+    parser.add_argument("--teacher", metavar="DIR", help="folder or hub name of a teacher")
+    parser.add_argument("--corpus", metavar="GLOB", help="to learn from")
+    parser.add_argument("--heldout", type=Path, metavar="FILE", help=".txt or .txt.zst that is not in the corpus")
+    parser.add_argument("--steps", type=int, default=2000, metavar="N", help="optimiser steps of each student")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N")
+    parser.add_argument("--sst2", type=Path, metavar="DIR", help="GLUE's train.tsv and dev.tsv, to fine-tune on")
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="variants whose name holds one of these")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where caches and students stay")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of all students")
+    options = parser.parse_args(arguments)
+    given = (options.teacher, options.corpus, options.heldout)
+    if len({each is None for each in given}) > 1 or (options.teacher is None and not options.quick):
+        parser.error("give --teacher, --corpus and --heldout; or none of them, and --quick")
+    if options.quick:
+        options.steps, options.seeds = 6, 1
+    return options
+
+
+def main() -> None:
+    transformers_logging.disable_progress_bar()
+    options = parse()
+    with tempfile.TemporaryDirectory() as temporary:
+        found = run(options, (options.work or Path(temporary)).resolve())
+    output.show(found, render(found), as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()

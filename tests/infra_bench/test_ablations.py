@@ -1,0 +1,100 @@
+"""The ablations: each changes one thing, and what is finished is not made again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.bench import plan
+from infra.bench.ablations import WHOLE, Variant, chosen, parse, render, result, run, variants
+from student_train.config import StudentSpec
+from student_train.report.compare import flat
+from teacher_cache.format.spec import KeepConfig
+from teacher_cache.shell.settings import from_overrides, to_dict
+from tests import caches, families
+
+EVERY = variants(width=384, num_heads=6)
+
+
+def settings_of(variant: Variant) -> dict[str, Any]:
+    """All that decides what a variant's student becomes, by dotted key."""
+    given = [f"{key}={value}" for key, value in variant.student.items()]
+    student = flat(to_dict(from_overrides(StudentSpec, ["caches=[cache]", "output=output", *given])))
+    return student | {"unmasked": variant.unmasked, "num_views": variant.num_views}
+
+
+@pytest.mark.parametrize("variant", EVERY[1:], ids=lambda variant: variant.name)
+def test_each_does_one_thing_otherwise(variant):
+    whole, other = settings_of(EVERY[0]), settings_of(variant)
+    changed = {key.split(".")[0] for key in whole if whole[key] != other[key]}
+    assert len(changed) == 1, changed
+
+
+def test_the_whole_recipe_is_what_students_and_caches_have_by_default():
+    assert EVERY[0].name == WHOLE
+    assert not EVERY[0].student
+    assert KeepConfig().unmasked == EVERY[0].unmasked
+    assert len({variant.name for variant in EVERY}) == len(EVERY) == 11
+
+
+def test_half_the_width_keeps_the_size_of_a_head():
+    narrow = next(variant for variant in EVERY if "width" in variant.name)
+    assert (narrow.student["student.width"], narrow.student["student.num_heads"]) == (192, 3)
+
+
+def test_some_can_be_chosen_and_the_whole_recipe_always_is():
+    assert [variant.name for variant in chosen(EVERY, ["T ="])] == [WHOLE, "T = 1", "T = 4"]
+    assert chosen(EVERY, ()) == list(EVERY)
+
+
+def test_rows_stand_beside_the_whole_recipe_at_the_same_seed_and_the_paper():
+    runs = [
+        {"arm": arm, "seed": seed, "bytes": 30.0, "epochs": 2.0, "loss": loss + seed, "accuracy": 0.5, "SST-2": 0.9}
+        for arm, loss in {WHOLE: 4.0, "without cosine": 5.0}.items()
+        for seed in range(2)
+    ]
+    found = result(runs, {WHOLE: 0.0, "without cosine": -1.46}, parse(["--quick"]))
+    assert found["ratios"] == {f"held-out loss, without cosine / {WHOLE}": 5.5 / 4.5}
+    row = found["figures"]["arms"][1]
+    assert (row["loss_gap"], row["loss_gap_deviation"], row["published"]) == (1.0, 0.0, -1.46)
+    assert [cell for cell in render(found).splitlines()[2].split("  ") if cell][-1].strip() == "-1.46"
+    for each in runs:
+        del each["SST-2"]
+    assert "SST-2" not in render(result(runs, {WHOLE: 0.0, "without cosine": -1.46}, parse(["--quick"])))
+
+
+@pytest.mark.parametrize("given", [[], ["--teacher", "x"], ["--quick", "--corpus", "x", "--heldout", "y"]])
+def test_a_teacher_comes_with_its_texts(given, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse(given)
+    assert "give --teacher, --corpus and --heldout; or none of them, and --quick" in capsys.readouterr().err
+
+
+def test_students_are_made_compared_and_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "SEQUENCE_LENGTH", 24)
+    teacher = families.save_pretrained(tmp_path / "teacher")
+    texts = [caches.make_corpus(tmp_path / f"{seed}.txt", num_documents=150, seed=seed) for seed in range(2)]
+    given = ["--teacher", teacher, "--corpus", texts[0], "--heldout", texts[1], "--steps", 8, "--seeds", 1]
+    options = parse([*map(str, given), "batch_sequences=16", "--only", "one view", "half", "masked positions"])
+    first = run(options, tmp_path)
+    arms = [row["arm"] for row in first["figures"]["arms"]]
+    assert arms == [WHOLE, "random, half the width", "masked positions only", "one view"]
+    assert first["figures"]["epochs"] > 1, "or one view would be the same as three"
+    losses = {row["arm"]: row["loss"] for row in first["figures"]["arms"]}
+    assert len(set(losses.values())) == len(losses), "each learned something else"
+    assert len(list(Path(tmp_path, "caches").iterdir())) == 2
+    monkeypatch.setattr("student_train.loop.Trainer.step", None)  # no step can be taken
+    assert run(options, tmp_path)["figures"]["arms"] == first["figures"]["arms"]
+
+
+@pytest.mark.slow
+def test_a_quick_run_prints_one_object():
+    command = [sys.executable, "-m", "infra.bench.ablations", "--quick", "--json"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"name", "ratios", "figures", "machine", "versions"}
+    assert [row["arm"] for row in found["figures"]["arms"]] == [variant.name for variant in EVERY]
