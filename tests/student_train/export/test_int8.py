@@ -31,6 +31,17 @@ def test_int8_files_are_smaller_and_nearly_true(family, tmp_path):
     assert 0.9 < found.cosine < 1
 
 
+@pytest.mark.parametrize("head", ["classification", "regression", "tagging", "question_answering"])
+def test_int8_files_of_heads_of_tasks(head, tmp_path):
+    saved = heads.make(tmp_path / "model", head, "bert")
+    onnx_graph.write_onnx(saved, tmp_path / "model.onnx")
+    int8.write_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx")
+    inputs = onnx_graph.random_inputs(saved, (3, 12))
+    exact, found = (answer(inputs) for answer in map(onnx_graph.onnx_logits, tmp_path.glob("*.onnx")))
+    assert exact.shape == found.shape
+    assert 0 < np.abs(found - exact).max() < 0.5 * np.abs(exact).max()
+
+
 @pytest.mark.parametrize(("head", "num_rows"), [("classification", 1), ("tagging", None), ("question_answering", 2)])
 def test_answers_by_head(head, num_rows, tmp_path):
     saved = heads.make(tmp_path / "model", head)
