@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from student_train.demo import command as demo
+from student_train.export import command as export
 from student_train.report import text
 from teacher_cache.shell import command, settings
 from teacher_cache.shell.submit import arguments as submission
@@ -26,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_compare(commands)
     _add_report(commands)
     _add_worth(commands)
+    _add_export(commands)
+    _add_demo(commands)
     options = command.parse(parser, arguments)
     return command.run(lambda: options.work(options), as_json=options.json, render=options.render)
 
@@ -213,6 +217,20 @@ def _render_worth(result: dict[str, Any]) -> str:
     from student_train.worth.table import render
 
     return render(result)
+
+
+def _add_export(commands: Any) -> None:
+    help_text = "a model as a folder for others: Hugging Face, ONNX, int8, sentence embeddings, the hub"
+    parser = commands.add_parser("export", help=help_text, description=help_text)
+    export.add_arguments(parser)
+    parser.set_defaults(work=export.export, render=export.render)
+
+
+def _add_demo(commands: Any) -> None:
+    help_text = "a local web page: models side by side on a sentence, with the time of each answer"
+    parser = commands.add_parser("demo", help=help_text, description=help_text)
+    demo.add_arguments(parser)
+    parser.set_defaults(work=demo.demo, render=demo.render, json=False)
 
 
 def _take_runs(parser: argparse.ArgumentParser) -> None:

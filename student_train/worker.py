@@ -9,7 +9,7 @@ import transformers
 
 from student_train import diverged
 from student_train.config import StudentSpec
-from student_train.export import MODEL_PREFIX, export
+from student_train.export.finished import MODEL_PREFIX, export
 from student_train.loop import DivergedError, Trainer
 from student_train.rank import Rank
 from student_train.run_folder import DIVERGED_PREFIX, HeldOutReport, RunDescription, StepReport, TrainSummary

@@ -58,7 +58,7 @@ def make_model(
 ) -> PreTrainedModel:
     """A model in eval mode; every tensor is random, and large enough that logits vary by some units."""
     values = _CONFIGS[family] | {"vocab_size": VOCAB_SIZE, "pad_token_id": int(family == "roberta")} | overrides
-    model = auto_class.from_config(AutoConfig.for_model(family, **values))
+    model: PreTrainedModel = auto_class.from_config(AutoConfig.for_model(family, **values))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -71,7 +71,7 @@ def make_model(
 
 
 def save_pretrained(folder: Path, family: str = "bert", seed: int = 0, **overrides: Any) -> Path:
-    """A folder as `load_teacher` takes it: model, config and tokenizer."""
+    """A folder with model, config and tokenizer: as `load_teacher` takes it, unless `auto_class` has another head."""
     make_model(family, seed, **overrides).save_pretrained(folder)
     make_tokenizer(family).save_pretrained(folder)
     return folder

@@ -1,8 +1,6 @@
 """A report in a real browser, on a phone and on a desk, in the light and in the dark."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,6 @@ from tests.student_train.worth.records import SCORES, write_made_up_worth
 pytestmark = pytest.mark.integration
 
 PHONE, DESK = (375, 812), (1280, 900)
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 HOSTILE = "<img src=x onerror=alert(1)>"
 CONTRAST = """
 const numbers = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number);
@@ -38,22 +26,6 @@ const lines = [...document.querySelectorAll(".legend line")].map((line) => getCo
 return [Math.min(...texts.map(ratio)), Math.min(...lines.map(ratio))];
 """
 """Least contrast of letters and of curves to the figures' ground, as WCAG 2 counts it."""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if missing := [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]:
-        pytest.skip(f"needs Chromium: {', '.join(missing)} not found; apt-get install chromium chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

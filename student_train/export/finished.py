@@ -86,7 +86,7 @@ def model_card(
 
 ## Training
 
-{figures}. These are training losses, unweighted but for the total; no task has been evaluated.
+{figures}. These are training losses, unweighted but for the total; they say nothing of tasks.
 """
     return str(ModelCard(content))
 

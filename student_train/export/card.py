@@ -1,0 +1,87 @@
+"""The model card of an export: the model's own, and what was made and measured here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from student_train.report.text import size
+from student_train.saved_model import Head, SavedModel
+
+PIPELINES: dict[Head, str] = {
+    "masked_lm": "fill-mask",
+    "classification": "text-classification",
+    "regression": "text-classification",
+    "tagging": "token-classification",
+    "question_answering": "question-answering",
+}
+
+
+def extended(saved: SavedModel, summary: dict[str, Any], *, worth: str, is_embedding: bool) -> str:
+    """Markdown; `summary` is an `ExportSummary` as plain values, `worth` a text of tables or empty."""
+    sections = [
+        (saved.card or _new(saved)).strip(),
+        f"## What it is worth\n\n{worth.strip()}" if worth else "",
+        _onnx(summary) if summary["onnx"] else "",
+        _embedding(saved) if is_embedding else "",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _new(saved: SavedModel) -> str:
+    """For a model that has none, as after a fine-tuning."""
+    config = saved.model.config
+    data = ModelCardData(library_name="transformers", pipeline_tag=PIPELINES[saved.head])
+    return (
+        f"---\n{data.to_yaml()}\n---\n\n# {config.model_type} for {saved.head.replace('_', ' ')},"
+        f" {config.num_hidden_layers} layers, {saved.num_parameters / 1e6:.1f} M parameters"
+    )
+
+
+def _onnx(summary: dict[str, Any]) -> str:
+    figures, sizes, machine = summary["onnx"], summary["num_bytes"], summary["onnx"]["machine"]
+    files = {"PyTorch": "model.safetensors"} | {key: key for key in figures["speedup"]}
+    rows = [
+        [
+            f"`{file}`",
+            size(sizes[file]),
+            f"{figures['latency_ms'][name]:.1f} ms",
+            f"{figures['speedup'].get(name, 1):.2f}",
+        ]
+        for name, file in files.items()
+    ]
+    return f"""## ONNX
+
+{_table(["file", "size", "latency", "speed against PyTorch"], rows)}
+
+Latency: one text of {figures["num_tokens"]} tokens on {machine["processor"]}, {machine["threads"]} threads, the median
+of rounds in which each had its turn. The graphs have opset {figures["opset"]} and take any number of texts of any
+length. Logits of `model.onnx` differ from PyTorch's by at most {figures["largest_difference"]:.1e} of the largest.{
+        _int8(summary)
+    }"""
+
+
+def _int8(summary: dict[str, Any]) -> str:
+    agreement, scores = summary["int8_agreement"], summary["scores"]
+    if scores:
+        metrics = list(next(iter(scores.values())))
+        rows = [[f"`{key}`", *(f"{found[metric]:.2f}" for metric in metrics)] for key, found in scores.items()]
+        return f"\n\nOn the task's dev set, in per cent:\n\n{_table(['file', *metrics], rows)}"
+    if agreement:
+        return (
+            f"\n\nOn {agreement['num_answers']} answers to sample text int8 ranks the same first as float32 in"
+            f" {agreement['top_1']:.1%}, and the logits' mean cosine is {agreement['cosine']:.4f}."
+        )
+    return ""
+
+
+def _embedding(saved: SavedModel) -> str:
+    return f"""## Sentence embeddings
+
+`SentenceTransformer` loads this folder, too: {saved.model.config.hidden_size} dimensions, the mean over a text's \
+tokens. It was not trained for that; embeddings are a start for training, or for comparison with other such means."""
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,158 @@
+"""Models that a user names: a run, a Hugging Face folder, the URL of either, or a name on the hub → loaded, checked."""
+
+import inspect
+import pickle
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from student_train.export.finished import MODEL_PREFIX
+from student_train.run_folder import RUN_KEY
+from teacher_cache.errors import UserError
+from teacher_cache.storage.store import KEY, Store
+from teacher_cache.targets.heads import family_of
+
+Head = Literal["masked_lm", "classification", "regression", "tagging", "question_answering"]
+
+MAX_FILE_BYTES = 5 * 2**30
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HEADS: dict[str, tuple[Any, Head]] = {
+    "MaskedLM": (AutoModelForMaskedLM, "masked_lm"),
+    "SequenceClassification": (AutoModelForSequenceClassification, "classification"),
+    "TokenClassification": (AutoModelForTokenClassification, "tagging"),
+    "QuestionAnswering": (AutoModelForQuestionAnswering, "question_answering"),
+}
+"""By what follows `For` in the name of an architecture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """`model` is in float32 and in eval mode, on the CPU; `tokenizer` fits it."""
+
+    place: str
+    """As the user named it."""
+    head: Head
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    card: str
+    """Its README.md; empty where there is none."""
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest text that it takes, special ones included."""
+        config = self.model.config
+        follow_pad = family_of(config.to_dict()).positions_follow_pad
+        positions = config.max_position_embeddings - (config.pad_token_id + 1 if follow_pad else 0)
+        return int(min(positions, self.tokenizer.model_max_length))
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """What the tokenizer makes and the model takes: BERT's makes segment ids, which DistilBERT does not take."""
+        taken = inspect.signature(self.model.forward).parameters
+        return tuple(name for name in self.tokenizer.model_input_names if name in taken)
+
+
+def load_model(place: str) -> SavedModel:
+    """Loads the model of a run's output, of a folder, of the URL of either, or of a name on the hub.
+
+    No code of the model is run.
+
+    Raises:
+        UserError: nothing there, another family, no head that is known here, or a tokenizer that does not fit.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        source = _source(place, Path(temporary))
+        config = _read(AutoConfig, "config.json", place, source)
+        family_of(config.to_dict())
+        auto_class, head = _head(place, config)
+        options = {"config": config, "dtype": torch.float32, "weights_only": True, "output_loading_info": True}
+        model, report = _read(auto_class, "weights", place, source, **options)
+        if report["missing_keys"]:
+            names = ", ".join(sorted(report["missing_keys"])[:8])
+            raise UserError(f"the model of {place} is not whole: its weights lack {names}; save it again")
+        tokenizer = _read(AutoTokenizer, "tokenizer", place, source)
+        _check_tokenizer(place, tokenizer, config)
+        card = Path(source) / "README.md"
+        return SavedModel(
+            place=place,
+            head=head,
+            model=model.eval(),
+            tokenizer=tokenizer,
+            card=card.read_text() if card.is_file() else "",
+        )
+
+
+def _source(place: str, temporary: Path) -> str:
+    """What `from_pretrained` takes: a local folder, into which a URL's files are copied, or a hub's name."""
+    store = Store(place)
+    if store.exists("config.json"):
+        found = store
+    elif store.exists(f"{MODEL_PREFIX}/config.json"):
+        found = Store(f"{store.url}/{MODEL_PREFIX}")
+    elif store.exists(RUN_KEY):
+        raise UserError(f"the run at {place} has not finished: it has no model yet; let `student-train run` finish it")
+    elif _HUB_NAME.fullmatch(place) and not Path(place).exists():
+        return place
+    else:
+        raise UserError(f"{place} holds no model: there is no config.json, nor in a folder {MODEL_PREFIX}")
+    return found.root if found.is_local else str(_copied(found, temporary))
+
+
+def _copied(store: Store, folder: Path) -> Path:
+    paths = store.attempt("listing", lambda: store.fs.ls(store.root, detail=False))
+    names = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths)
+    for name in names:
+        if KEY.fullmatch(name) and "." in name:  # no folder, as of checkpoints or ONNX files
+            (folder / name).write_bytes(store.read(name, max_bytes=MAX_FILE_BYTES))
+    return folder
+
+
+def _head(place: str, config: PreTrainedConfig) -> tuple[Any, Head]:
+    architecture = (config.architectures or ["no architecture"])[0]
+    if (found := _HEADS.get(architecture.rpartition("For")[2])) is None:
+        raise UserError(
+            f"the model of {place} is {architecture}: it has no head that is known here, which are {', '.join(_HEADS)}"
+        )
+    auto_class, head = found
+    return auto_class, "regression" if head == "classification" and config.num_labels == 1 else head
+
+
+def _read(auto_class: Any, what: str, place: str, source: str, **options: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(source, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"the {what} of {place} cannot be loaded; give a run's output, a folder with a saved model, the URL of"
+            f" either, or a hub name like bert-base-uncased ({' '.join(str(error).split())})"
+        ) from None
+
+
+def _check_tokenizer(place: str, tokenizer: Any, config: PreTrainedConfig) -> None:
+    # Without files, transformers makes up a tokenizer of special tokens alone.
+    if not tokenizer.is_fast or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(f"{place} has no fast tokenizer; put its tokenizer.json beside the model")
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"{place} has a vocabulary of {config.vocab_size}, its tokenizer one of {len(tokenizer)}; use the"
+            " tokenizer that it was trained with"
+        )
