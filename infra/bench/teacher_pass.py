@@ -29,7 +29,8 @@ from infra.bench import output
 from infra.bench.loading.payload import words_of
 from infra.bench.random_teacher import save_random_teacher
 from infra.bench.teacher_loops import bare_loop, usual_script
-from infra.bench.training import device, timed
+from infra.bench.training import device
+from student_train.measuring import timed
 from teacher_cache import CacheSpec, build, open_cache
 from teacher_cache.config import ExecutionConfig
 from teacher_cache.format.sequences import Sequences
