@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,15 +33,11 @@ def label_names(table: Table, label: str) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def examples(
-    table: Table,
-    *,
-    text: Sequence[str],
-    label: str,
-    labels: Sequence[str],
-    kind: Literal["classification", "regression"],
-) -> dict[str, list[Any]]:
+def examples(table: Table, *, text: Sequence[str], label: str, labels: Sequence[str]) -> dict[str, list[Any]]:
     """The columns of a task's examples, texts without whitespace around them.
+
+    Args:
+        labels: all there are; none for regression.
 
     Raises:
         UserError: the table is empty, a text is none, or a label is not one of `labels` or not a finite number.
@@ -52,7 +48,7 @@ def examples(
     columns: dict[str, list[Any]] = {
         name: [_text(table, column, row) for row in rows] for name, column in zip(TEXTS, text, strict=False)
     }
-    if kind == "regression":
+    if not labels:
         return columns | {"label": [_number(table, label, row) for row in rows]}
     places = {name: place for place, name in enumerate(labels)}
     return columns | {"label": [_place(table, label, row, places) for row in rows]}
@@ -85,6 +81,10 @@ def _text(table: Table, column: str, row: int) -> str:
     value = table.columns[column][row]
     if not isinstance(value, str):
         raise UserError(f"{table.place(row)}: {column!r} is of type {type(value).__name__}; it must be a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, as JSON's escapes can write it
+        raise UserError(f"{table.place(row)}: {column!r} is not Unicode text ({error.reason})") from None
     return value.strip()
 
 

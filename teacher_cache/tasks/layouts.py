@@ -1,6 +1,7 @@
 """What the files of each layout hold."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from teacher_cache.tasks import classification, question_answering, tagging
@@ -66,10 +67,9 @@ def _read_squad(urls: dict[str, str]) -> Read:
 
 def _read_glue(config: TaskConfig, urls: dict[str, str]) -> Read:
     glue = GLUE[config.layout]
-    kind = "classification" if glue.labels else "regression"
     read = {
         split: classification.examples(
-            read_glue(url, config.layout), text=glue.text, label=glue.label, labels=glue.labels, kind=kind
+            read_glue(url, config.layout), text=glue.text, label=glue.label, labels=glue.labels
         )
         for split, url in urls.items()
     }
@@ -78,6 +78,7 @@ def _read_glue(config: TaskConfig, urls: dict[str, str]) -> Read:
         metrics = MNLI_METRICS
         flags = [0] * len(read["dev"]["label"]) + [1] * len(mismatched["label"])
         read["dev"] = {name: values + mismatched[name] for name, values in read["dev"].items()} | {"mismatched": flags}
+    kind: Kind = "classification" if glue.labels else "regression"
     return Read(kind=kind, labels=glue.labels, metrics=metrics, **read)
 
 
@@ -87,11 +88,11 @@ def _read_table(config: TaskConfig, urls: dict[str, str]) -> Read:
     names = [*config.text, config.label]
     tables = read_hub(config) if config.hub else {split: read_table(url, names) for split, url in urls.items()}
     labels = classification.label_names(tables["train"], config.label) if config.kind == "classification" else ()
-    columns = {"text": config.text, "label": config.label, "labels": labels, "kind": config.kind}
+    examples = partial(classification.examples, text=config.text, label=config.label, labels=labels)
     return Read(
         kind=config.kind,
         labels=labels,
         metrics=classification.METRICS[config.kind],
-        train=classification.examples(tables["train"], **columns),
-        dev=classification.examples(tables["dev"], **columns),
+        train=examples(tables["train"]),
+        dev=examples(tables["dev"]),
     )

@@ -13,7 +13,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.storage.streams import split_compression
 from teacher_cache.tasks.files import read_lines, read_text
 
-Rows = Iterable[tuple[int, Sequence[Any]]]
+Rows = Iterator[tuple[int, Sequence[Any]]]
 """(line, fields), lines counted from 1."""
 
 logger = logging.getLogger(__name__)
@@ -62,40 +62,37 @@ def read_tsv(
         header: all columns of a file whose first line does not name them.
         skip_short_rows: leave out rows with fewer columns than the header, and say how many.
     """
-    lines = read_lines(url)
-    rows = [(number, line.split("\t")) for number, line in enumerate(lines, start=1) if line]
-    if header is None:
-        header = rows.pop(0)[1] if rows else []
-    if skip_short_rows:
-        whole = [row for row in rows if len(row[1]) >= len(header)]
-        if len(whole) < len(rows):
-            logger.warning("%s: rows left out because they lack columns: %d", url, len(rows) - len(whole))
-        rows = whole
-    return _select(url, header, rows, names)
+    rows = ((number, line.split("\t")) for number, line in enumerate(read_lines(url), start=1) if line)
+    return _select(url, _header(rows) if header is None else header, rows, names, skip_short_rows=skip_short_rows)
 
 
 def _csv(url: str, names: Sequence[str]) -> Table:
     # newline="": the reader itself tells line ends from those within quotes.
-    reader = csv.reader(io.StringIO(read_text(url), newline=""), strict=True)
-    header: list[str] = next(_csv_rows(reader, url), (0, []))[1]
-    return _select(url, header, _csv_rows(reader, url), names)
+    rows = _csv_rows(csv.reader(io.StringIO(read_text(url), newline=""), strict=True), url)
+    return _select(url, _header(rows), rows, names)
 
 
-def _csv_rows(reader: Any, url: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(reader: Any, url: str) -> Rows:
     try:
         yield from ((reader.line_num, fields) for fields in reader if fields)
     except csv.Error as error:
         raise UserError(f"{url} line {reader.line_num} is not CSV: {error}; quote fields by RFC 4180") from None
 
 
+def _header(rows: Rows) -> Sequence[str]:
+    return next(rows, (0, []))[1]
+
+
 def _jsonl(url: str, names: Sequence[str]) -> Table:
-    rows = []
+    return _select(url, names, _json_rows(url, names), names)
+
+
+def _json_rows(url: str, names: Sequence[str]) -> Rows:
     for number, line in enumerate(read_lines(url), start=1):
         if line.strip():
             row = _json_object(line, f"{url} line {number}")
             check_columns(f"{url} line {number}", row, names)
-            rows.append((number, [row[name] for name in names]))
-    return _select(url, names, rows, names)
+            yield number, [row[name] for name in names]
 
 
 def _json_object(line: str, place: str) -> dict[str, Any]:
@@ -120,12 +117,17 @@ def check_columns(place: str, existing: Iterable[str], names: Sequence[str]) -> 
         raise UserError(f"{place} has no column {missing[0]!r}; there are: {', '.join(existing) or 'none'}")
 
 
-def _select(url: str, header: Sequence[str], rows: Rows, names: Sequence[str]) -> Table:
+def _select(
+    url: str, header: Sequence[str], rows: Rows, names: Sequence[str], *, skip_short_rows: bool = False
+) -> Table:
     check_columns(url, header, names)
     places = [header.index(name) for name in names]
     columns: dict[str, list[Any]] = {name: [] for name in names}
-    lines = []
+    lines, num_short = [], 0
     for line, fields in rows:
+        if skip_short_rows and len(fields) < len(header):
+            num_short += 1
+            continue
         if len(fields) != len(header):
             raise UserError(
                 f"{url} line {line} has {len(fields)} columns, and the header has {len(header)}; mend the line"
@@ -133,4 +135,6 @@ def _select(url: str, header: Sequence[str], rows: Rows, names: Sequence[str]) -
         for name, place in zip(names, places, strict=True):
             columns[name].append(fields[place])
         lines.append(line)
+    if num_short:
+        logger.warning("%s: rows left out because they lack columns: %d", url, num_short)
     return Table(name=url, columns=columns, lines=lines)

@@ -109,6 +109,11 @@ class TestTasks:
             ("a.jsonl", '{"a": "x", "b": 0.5}\n', "line 1: 'b' is 0.5; a label must be a text or a whole number"),
             (
                 "a.jsonl",
+                '{"a": "\\ud800", "b": 1}\n{"a": "x", "b": 2}',
+                "line 1: 'a' is not Unicode text",
+            ),
+            (
+                "a.jsonl",
                 '{"a": null, "b": 1}\n{"a": "x", "b": 2}',
                 "line 1: 'a' is of type NoneType; it must be a string",
             ),
