@@ -257,7 +257,6 @@ def test_two_workers_of_which_one_is_killed_and_then_all(tmp_path):
             child.kill()
     before = stamps(values["output"])
     assert 2 <= len(before) < 5
-    print(log.read_text())
     assert "failed: " not in log.read_text()
     process = start(path, log)
     result = json.loads(process.communicate()[0])
