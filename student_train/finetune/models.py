@@ -37,6 +37,7 @@ AUTO_MODELS: dict[Kind, Any] = {
     "tagging": AutoModelForTokenClassification,
     "question_answering": AutoModelForQuestionAnswering,
 }
+MODEL_FILES = (".json", ".txt", ".safetensors")
 MAX_FILE_BYTES = 16 * 2**30
 
 
@@ -54,7 +55,7 @@ def local_path(path: str) -> Iterator[str]:
     parent, _, name = path.rpartition("/")
     store = Store(parent)
     with tempfile.TemporaryDirectory() as folder:
-        for key in store.list(name):
+        for key in (key for key in store.list(name) if key.endswith(MODEL_FILES)):
             (Path(folder) / key.rpartition("/")[2]).write_bytes(store.read(key, max_bytes=MAX_FILE_BYTES))
         yield folder
 
