@@ -78,9 +78,9 @@ class FinetuneConfig:
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "FinetuneConfig":
-        for key, values in {"models": self.models, "tasks": self.tasks}.items():
+        for key, names in {"models": list(self.models), "tasks": list(self.tasks)}.items():
             taken: dict[str, str] = {}
-            for name in values:
+            for name in names:
                 other = taken.setdefault(safe_name(name).lower(), name)
                 if other != name:
                     raise ValueError(f"{key} {other!r} and {name!r} would share a folder; rename one")

@@ -37,6 +37,7 @@ AUTO_MODELS: dict[Kind, Any] = {
     "tagging": AutoModelForTokenClassification,
     "question_answering": AutoModelForQuestionAnswering,
 }
+MODEL_FILES = (".json", ".txt", ".safetensors")
 MAX_FILE_BYTES = 16 * 2**30
 
 
@@ -54,7 +55,7 @@ def local_path(path: str) -> Iterator[str]:
     parent, _, name = path.rpartition("/")
     store = Store(parent)
     with tempfile.TemporaryDirectory() as folder:
-        for key in store.list(name):
+        for key in (key for key in store.list(name) if key.endswith(MODEL_FILES)):
             (Path(folder) / key.rpartition("/")[2]).write_bytes(store.read(key, max_bytes=MAX_FILE_BYTES))
         yield folder
 
@@ -134,12 +135,12 @@ def _sha256(tensors: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerFast
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     for key in sorted(tensors):
         digest.update(f"{key} {list(tensors[key].shape)} ".encode())
-        digest.update(tensors[key].detach().contiguous().numpy())
+        digest.update(tensors[key].detach().contiguous().numpy().data)
     return digest.hexdigest()
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerFast:
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return tokenizer
 
 

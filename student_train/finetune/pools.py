@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from student_train.finetune.config import FinetuneConfig
 from student_train.finetune.plan import Run
-from student_train.finetune.records import RunRecord, write
+from student_train.finetune.records import RunRecord, run_key, write
 from teacher_cache.errors import UserError
 from teacher_cache.shell.ray_session import gpus_each, ray_session, tell_room
 from teacher_cache.shell.settings import parse, to_dict
@@ -68,13 +68,15 @@ class OnRay:
         self.size = execution.num_workers
         num_gpus = gpus_each(execution.gpus_per_worker, self.size)
         tell_room(self.size, num_cpus=execution.cpus_per_worker, num_gpus=num_gpus)
-        resources = {"num_cpus": execution.cpus_per_worker, "num_gpus": num_gpus, "max_retries": MAX_RETRIES}
-        self._work = ray.remote(**resources)(_work)
+        work: Any = _work
+        remote = ray.remote(num_cpus=execution.cpus_per_worker, num_gpus=num_gpus, max_retries=MAX_RETRIES)
+        self._work = remote(work)
         self._config, self._on_gpu = to_dict(config), num_gpus > 0
         self._running: dict[Any, Run] = {}
 
     def start(self, run: Run) -> None:
-        self._running[self._work.remote(self._config, run, on_gpu=self._on_gpu)] = run
+        work = self._work.options(name=run_key(**vars(run)))  # in Ray's lists and of its process
+        self._running[work.remote(self._config, run, on_gpu=self._on_gpu)] = run
 
     def next(self) -> Outcome:
         import ray

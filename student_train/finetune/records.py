@@ -210,12 +210,12 @@ def begin(store: Store, recipe: Recipe, models: list[ModelRecord], tasks: list[T
     Raises:
         UserError: the output holds runs that could not be compared with it; or a record is damaged.
     """
-    pairs = [(f"models.{model.name}", key_of(model), model) for model in models]
-    pairs += [(f"tasks.{task.name}", key_of(task), task) for task in tasks]
+    named: list[tuple[str, ModelRecord | TaskRecord]] = [(f"models.{model.name}", model) for model in models]
+    named += [(f"tasks.{task.name}", task) for task in tasks]
     before = read(store, RECIPE_KEY, Recipe)
     found = differences(before.training, recipe.training) if before else []
-    for name, key, record in pairs:
-        old = read(store, key, type(record))
+    for name, record in named:
+        old = read(store, key_of(record), type(record))
         found += differences(_content(old), _content(record), name) if old else []
     if found:
         told = "; ".join(f"{path} is {_short(old)} there and {_short(new)} here" for path, old, new in found)
@@ -224,7 +224,7 @@ def begin(store: Store, recipe: Recipe, models: list[ModelRecord], tasks: list[T
             "choose another `output`, or another name for what is new"
         )
     store.replace(RECIPE_KEY, documents.dump(asdict(recipe)))
-    for _, _, record in pairs:
+    for _, record in named:
         write(store, record)
 
 

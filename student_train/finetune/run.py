@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import Any
 
 from student_train.console import say
 from student_train.finetune import records
@@ -69,8 +70,8 @@ def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
 
 def _with_absolute_paths(task: TaskConfig) -> TaskConfig:
     places = {key: getattr(task, key) for key in ("folder", "train", "dev")}
-    hub = task.hub and normal_path(task.hub)
-    return replace(task, hub=hub, **{key: normal_url(url) for key, url in places.items() if url is not None})
+    absolute: dict[str, Any] = {key: normal_url(url) for key, url in places.items() if url is not None}
+    return replace(task, hub=task.hub and normal_path(task.hub), **absolute)
 
 
 def _task_record(name: str, config: TaskConfig) -> TaskRecord:

@@ -53,10 +53,11 @@ def finetune_once(config: FinetuneConfig, run: Run, *, on_gpu: bool) -> RunRecor
             collate = TaughtCollator(collate, read_logits(url, task, train, run.model))
             train = train.add_column(FEATURE, list(range(len(train))))
         set_seed(run.seed)
+        model = load_model(folder, task)
         trainer = _Trainer(
             task,
             config.distillation,
-            model=load_model(folder, task),
+            model=model,
             args=_arguments(config, run, temporary, on_gpu=on_gpu),
             data_collator=collate,
             train_dataset=train,
@@ -67,7 +68,7 @@ def finetune_once(config: FinetuneConfig, run: Run, *, on_gpu: bool) -> RunRecor
         kept = None
         if metrics and (config.keep_models or run.seed == config.seeds[0]):
             load_tokenizer(folder).save_pretrained(temporary)  # untouched by the calls
-            kept = _keep(trainer.model, Path(temporary), config, run)
+            kept = _keep(model, Path(temporary), config, run)
     return RunRecord(
         **vars(run),
         state="finished" if metrics else "diverged",
@@ -146,7 +147,8 @@ class _Trainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         # train_sampling_strategy would change the order of predictions too.
-        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        train: Any = self.train_dataset
+        lengths = [len(ids) for ids in train["input_ids"]]
         return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
