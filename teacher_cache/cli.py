@@ -98,9 +98,9 @@ def natural_number(text: str) -> int:
 
 
 def _build(options: argparse.Namespace) -> dict[str, Any]:
-    from teacher_cache.config import spec_type
+    from teacher_cache.config import load
 
-    spec = settings.load(spec_type(options.config, options.overrides), options.config, options.overrides)
+    spec = load(options.config, options.overrides)
     from teacher_cache.pipeline import build
 
     return asdict(build(spec, progress=not options.json))
@@ -113,19 +113,19 @@ def _submit(options: argparse.Namespace) -> dict[str, Any]:
 
     return run(
         options,
-        spec_type(options.config, options.overrides),
+        spec_type(settings.as_written(options.config, options.overrides)),
         Command(module="teacher_cache.cli", name="build"),
         places=lambda spec: {"cache": [spec.cache], **spec.places},
     )
 
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:
-    from teacher_cache.config import CacheSpec, spec_type
+    from teacher_cache.config import CacheSpec, load
     from teacher_cache.plan.prices import Prices
 
-    if spec_type(options.config, options.overrides) is not CacheSpec:
+    spec = load(options.config, options.overrides)
+    if not isinstance(spec, CacheSpec):
         raise UserError("plan knows caches of a corpus alone; a task's is small and asked about once: build it")
-    spec = settings.load(CacheSpec, options.config, options.overrides)
     prices = settings.load(Prices, options.prices) if options.prices else None
     from teacher_cache.plan.plan import plan
 

@@ -4,9 +4,9 @@ Everything but `cache`, `views` and `execution` decides the cache's content and 
 `task` in place of a corpus it is a `TaskCacheSpec`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
@@ -125,10 +125,16 @@ class TaskCacheSpec:
         return {key: (url,) for key, url in named.items() if url is not None}
 
 
-def spec_type(path: str, overrides: Sequence[str]) -> type[CacheSpec | TaskCacheSpec]:
-    """What a YAML file with overrides is of: it names a `task`, or a corpus.
+def spec_type(values: Mapping[str, Any]) -> type[CacheSpec | TaskCacheSpec]:
+    """What plain values are of: they name a `task`, or a corpus."""
+    return TaskCacheSpec if "task" in values else CacheSpec
+
+
+def load(path: str, overrides: Sequence[str]) -> CacheSpec | TaskCacheSpec:
+    """Reads the YAML file of a cache, once: it may be a pipe.
 
     Raises:
-        UserError: see `settings.as_written`.
+        UserError: see `settings.load`.
     """
-    return TaskCacheSpec if "task" in settings.as_written(path, overrides) else CacheSpec
+    values = settings.read(path, overrides)
+    return settings.parse(spec_type(values), values, source=path)

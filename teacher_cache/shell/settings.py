@@ -28,15 +28,20 @@ def load(spec_type: type[Spec], path: str | Path, overrides: Sequence[str] = ())
     Raises:
         UserError: the file is missing or no mapping, an override is malformed, or a value is refused.
     """
-    return parse(spec_type, _read(path, overrides, resolve=True), source=str(path))
+    return parse(spec_type, read(path, overrides), source=str(path))
 
 
-def as_written(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The plain values of a YAML file with overrides, `${…}` as it stands there.
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a YAML file with overrides.
 
     Raises:
         UserError: the file is missing or no mapping, or an override is malformed.
     """
+    return _read(path, overrides, resolve=True)
+
+
+def as_written(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """As `read`, but with `${…}` as it stands there."""
     return _read(path, overrides, resolve=False)
 
 

@@ -53,6 +53,16 @@ def test_it_answers_of_each_pair_in_a_batch_as_the_model_does_alone(family, kind
     torch.testing.assert_close(answers, expected, rtol=0, atol=1e-5)
 
 
+def test_a_teacher_whose_tokenizer_makes_no_segments_sees_none(tmp_path):
+    loaded = load_teacher(save(tmp_path, "classification", "roberta"), objective=OBJECTIVES["classification"])
+    loaded.tokenizer.model_input_names = ["input_ids", "attention_mask"]  # as RoBERTa's own
+    inputs = loaded.tokenizer(*PAIRS[0], return_tensors="pt")
+    teacher = TaskTeacher(loaded, "classification", torch.float32, "cpu")
+    with torch.inference_mode():
+        expected = loaded.model(**inputs).logits
+    torch.testing.assert_close(teacher.answers(**inputs, places=torch.zeros(1, dtype=torch.long)), expected)
+
+
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_head_computes_in_float32_also_of_a_bfloat16_encoder(kind, tmp_path):
     loaded = load_teacher(save(tmp_path, kind), objective=OBJECTIVES[kind])
