@@ -218,8 +218,8 @@ def _speed_note(reference: str, speeds: Speeds) -> str:
 def _costs(worth: Worth) -> Table:
     return Table(
         title="What it took to make them",
-        note="Training by the clock; caches as far as they were read. The time of teachers is asked of all workers "
-        "together.",
+        note="Training by the clock. Caches: the views that were read. Teachers: for how long they were asked for these, "
+        "of all workers together.",
         header=["model", "training", "on", "steps", "tokens", "caches", "teachers"],
         rows=[[model.name, *_cost_cells(model)] for model in worth.students],
     )
