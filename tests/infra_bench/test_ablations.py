@@ -15,6 +15,7 @@ from student_train.report.compare import flat
 from teacher_cache.format.spec import KeepConfig
 from teacher_cache.shell.settings import from_overrides, to_dict
 from tests import caches, families
+from tests.student_train.finetune.tiny import sentences
 
 EVERY = variants(width=384, num_heads=6)
 
@@ -75,14 +76,22 @@ def test_a_teacher_comes_with_its_texts(given, capsys):
 
 def test_students_are_made_compared_and_not_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "SEQUENCE_LENGTH", 24)
-    teacher = families.save_pretrained(tmp_path / "teacher")
+    teacher = families.save_pretrained(tmp_path / "teacher", max_position_embeddings=128)
+    tokenizer = families.make_tokenizer()
+    tokenizer.model_max_length = 128  # what SST-2 is cut to
+    tokenizer.save_pretrained(teacher)
     texts = [caches.make_corpus(tmp_path / f"{seed}.txt", num_documents=150, seed=seed) for seed in range(2)]
+    for split, num in {"train": 32, "dev": 16}.items():
+        rows = [f"{' '.join(words)}\t{int(place >= 0)}" for words, place in sentences(num, seed=num)]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows, ""]))
     given = ["--teacher", teacher, "--corpus", texts[0], "--heldout", texts[1], "--steps", 8, "--seeds", 1]
+    given += ["--sst2", tmp_path]
     options = parse([*map(str, given), "batch_sequences=16", "--only", "one view", "half", "masked positions"])
     first = run(options, tmp_path)
     arms = [row["arm"] for row in first["figures"]["arms"]]
     assert arms == [WHOLE, "random, half the width", "masked positions only", "one view"]
     assert first["figures"]["epochs"] > 1, "or one view would be the same as three"
+    assert all(0 <= row["SST-2"] <= 1 for row in first["figures"]["arms"])
     losses = {row["arm"]: row["loss"] for row in first["figures"]["arms"]}
     assert len(set(losses.values())) == len(losses), "each learned something else"
     assert len(list(Path(tmp_path, "caches").iterdir())) == 2

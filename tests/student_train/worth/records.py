@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from student_train.finetune import records
-from student_train.finetune.records import ModelRecord, Recipe, Results, RunRecord, TaskRecord, read_results
+from student_train.finetune.records import ModelRecord, Recipe, Results, read_results
 from student_train.worth.records import Speed, Speeds, write_worth
 from student_train.worth.worth import make_worth
 from teacher_cache.format import documents
 from teacher_cache.storage.store import Store
+from tests.student_train.finetune import made
 
 LR = 3e-5
 METRICS = {"CoLA": "matthews_correlation", "SST-2": "accuracy", "STS-B": "pearson", "RTE": "accuracy"}
@@ -44,9 +45,9 @@ def write_results(
         records.write(store, model_record(model, (paths or {}).get(model, model)))
         for task, values in by_task.items():
             for seed, score in enumerate(values, start=1):
-                records.write(store, run_record(model, task, seed, score))
+                records.write(store, made.run_of(model, task, LR, seed, score))
     for task in tasks:
-        records.write(store, task_record(task))
+        records.write(store, made.task_of(task, metrics=[METRICS.get(task, "accuracy")]))
     return read_results(store)
 
 
@@ -62,43 +63,13 @@ def write_made_up_worth(
 
 def model_record(name: str, path: str) -> ModelRecord:
     num_layers, num_parameters = SIZES.get(name, (6, 66_362_880))
-    return ModelRecord(
-        name=name,
+    return made.model_of(
+        name,
         path=path,
-        model_type="bert" if num_layers == 12 else "distilbert",
         num_layers=num_layers,
         width=768,
         num_parameters=num_parameters,
         num_bytes=4 * num_parameters,
-        content_sha256="0" * 64,
-    )
-
-
-def task_record(name: str) -> TaskRecord:
-    return TaskRecord(
-        name=name,
-        kind="regression" if name == "STS-B" else "classification",
-        labels=[] if name == "STS-B" else ["0", "1"],
-        metrics=[METRICS.get(name, "accuracy")],
-        num_train=1000,
-        num_dev=200,
-        files=[],
-        config={},
-    )
-
-
-def run_record(model: str, task: str, seed: int, score: float | None) -> RunRecord:
-    return RunRecord(
-        model=model,
-        task=task,
-        lr=LR,
-        seed=seed,
-        state="diverged" if score is None else "finished",
-        score=score,
-        metrics={} if score is None else {METRICS.get(task, "accuracy"): score},
-        seconds=100.0,
-        num_steps=94,
-        folder=None,
     )
 
 
