@@ -95,7 +95,8 @@ def _add_answers(name: str, models: Sequence[SavedModel], boxes: list[Any], ask:
     with gradio.Row():
         for place, title in enumerate(_titles(models)):
             with gradio.Column():
-                labels.append(gradio.Label(label=title, elem_id=f"{name}-answer-{place}"))
+                answer = gradio.Label(label=title, show_heading=False, elem_id=f"{name}-answer-{place}")
+                labels.append(answer)
                 latencies.append(gradio.Markdown(elem_id=f"{name}-latency-{place}"))
 
     def respond(*texts: str) -> list[Any]:

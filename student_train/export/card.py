@@ -7,6 +7,7 @@ from huggingface_hub import ModelCardData
 
 from student_train.report.text import size
 from student_train.saved_model import Head, SavedModel
+from student_train.worth.records import QUIET_LOAD
 
 PIPELINES: dict[Head, str] = {
     "masked_lm": "fill-mask",
@@ -50,12 +51,15 @@ def _onnx(summary: dict[str, Any]) -> str:
         ]
         for name, file in files.items()
     ]
+    busy = "" if figures["load_per_core"] <= QUIET_LOAD else ", while other work ran beside"
     return f"""## ONNX
 
 {_table(["file", "size", "latency", "speed against PyTorch"], rows)}
 
-Latency: one text of {figures["num_tokens"]} tokens on {machine["processor"]}, {machine["threads"]} threads, the median
-of rounds in which each had its turn. The graphs have opset {figures["opset"]} and take any number of texts of any
+Latency: one text of {figures["num_tokens"]} tokens on {machine["processor"]}, {machine["threads"]} threads{busy}, the
+median of rounds in which each had its turn. The graphs have opset {
+        figures["opset"]
+    } and take any number of texts of any
 length. Logits of `model.onnx` differ from PyTorch's by at most {figures["largest_difference"]:.1e} of the largest.{
         _int8(summary)
     }"""

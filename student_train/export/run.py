@@ -1,6 +1,7 @@
 """`student-train export`: one folder with all that was asked for, put in place when all of it is made and checked."""
 
 import importlib.util
+import os
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -40,6 +41,8 @@ class OnnxFigures:
     """Medians, of PyTorch and of each file."""
     speedup: dict[str, float]
     """Of each file: PyTorch's latency over its own, the median of the rounds."""
+    load_per_core: float
+    """What the machine did besides: load average of the minute before, over the number of cores."""
     machine: dict[str, Any]
 
 
@@ -170,6 +173,7 @@ def _write_graphs(
 
 
 def _time(saved: SavedModel, graphs: Mapping[str, Logits], difference: float) -> OnnxFigures:
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
     num_tokens = min(TIMED_TOKENS, saved.max_length)
     inputs = random_inputs(saved, (1, num_tokens))
     answers = {PYTORCH: torch_logits(saved), **graphs}
@@ -185,6 +189,7 @@ def _time(saved: SavedModel, graphs: Mapping[str, Logits], difference: float) ->
             name: statistics.median(slow / fast for slow, fast in zip(seconds[PYTORCH], seconds[name], strict=True))
             for name in graphs
         },
+        load_per_core=load,
         machine=machine(),
     )
 

@@ -81,6 +81,7 @@ def ask(page: Any, name: str, text: str, box: str) -> None:
     from selenium.webdriver.support.wait import WebDriverWait
 
     field = page.find_element("css selector", f"#{box} textarea")
+    WebDriverWait(page, 30).until(lambda page: field.is_displayed())
     field.send_keys(Keys.CONTROL, "a")
     field.send_keys(text or Keys.DELETE)
     page.find_element("css selector", f"#{name}-ask").click()
@@ -106,7 +107,8 @@ def test_teacher_and_student_fill_the_mask_side_by_side(page, address, models):
 
 @pytest.mark.integration
 def test_classes_side_by_side(page):
-    page.find_element("xpath", "//button[normalize-space()='Classify']").click()
+    tabs = page.find_elements("css selector", "button[role=tab]")
+    next(tab for tab in tabs if tab.is_displayed() and tab.text == "Classify").click()
     ask(page, "classify", "the old man", "text")
     for place in (0, 1):
         assert all(label in shown(page, f"classify-answer-{place}") for label in heads.LABELS.values())
