@@ -1,5 +1,6 @@
 """`student-train export`: one folder with all that was asked for, put in place when all of it is made and checked."""
 
+import functools
 import importlib.util
 import os
 import statistics
@@ -177,9 +178,8 @@ def _time(saved: SavedModel, graphs: Mapping[str, Logits], difference: float) ->
     num_tokens = min(TIMED_TOKENS, saved.max_length)
     inputs = random_inputs(saved, (1, num_tokens))
     answers = {PYTORCH: torch_logits(saved), **graphs}
-    seconds = latencies_s(
-        {name: lambda answer=answer: answer(inputs) for name, answer in answers.items()}, num_rounds=TIMED_ROUNDS
-    )
+    works = {name: functools.partial(answer, inputs) for name, answer in answers.items()}
+    seconds = latencies_s(works, num_rounds=TIMED_ROUNDS)
     return OnnxFigures(
         opset=OPSET,
         largest_difference=difference,
