@@ -112,15 +112,15 @@ def _show(item: object) -> None:
 
 def finetuned(work: Path, students: Mapping[str, str], folder: Path) -> dict[str, float]:
     """Accuracy on SST-2's dev set as a share, by student: one learning rate and seed each, as students have seeds."""
-    config = FinetuneConfig(
-        output=str(work / "finetuned"),
-        models=dict(students),
-        tasks={SST2: {"layout": SST2, "folder": str(folder)}},  # type: ignore[dict-item]  # pydantic makes it
-        lrs=(5e-5,),
-        seeds=(1,),
-        execution={"num_workers": 0},  # type: ignore[arg-type]  # pydantic makes it
-    )
-    results = finetune(config).results
+    values = {
+        "output": str(work / "finetuned"),
+        "models": dict(students),
+        "tasks": {SST2: {"layout": SST2, "folder": str(folder)}},
+        "lrs": [5e-5],
+        "seeds": [1],
+        "execution": {"num_workers": 0},
+    }
+    results = finetune(settings.parse(FinetuneConfig, values)).results
     cells = {name: cell(results, name, SST2) for name in students}
     return {name: found.median / 100 for name, found in cells.items() if found}
 

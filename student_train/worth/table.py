@@ -70,14 +70,8 @@ def _headline(model: ModelWorth, worth: Worth) -> str:
     share = model.num_parameters / max(reference.num_parameters, 1)
     parameters = f"{100 * abs(1 - share):.0f} % {'fewer' if share <= 1 else 'more'} parameters"
     speeds = worth.speeds.of_models[model.name] if worth.speeds and worth.speeds.is_quiet else []
-    fast = [
-        f"{speed.speedup:.2f} times as fast on {_short(speed.device)} ({_batch(speed)} tokens)" for speed in speeds[:1]
-    ]
+    fast = [f"{speed.speedup:.2f} times as fast on CPU ({_batch(speed)} tokens)" for speed in speeds[:1]]
     return ", ".join([f"keeps {kept:.1f} % of {reference.name}'s average score with {parameters}", *fast])
-
-
-def _short(device: str) -> str:
-    return "CPU" if device == "cpu" else device
 
 
 def tables(worth: Worth) -> list[Table]:
@@ -218,8 +212,8 @@ def _speed_note(reference: str, speeds: Speeds) -> str:
 def _costs(worth: Worth) -> Table:
     return Table(
         title="What it took to make them",
-        note="Training by the clock; caches as far as they were read. The time of teachers is asked of all workers "
-        "together.",
+        note="Training by the clock. Caches: the views that were read. Teachers: for how long they were asked for "
+        "these, of all workers together.",
         header=["model", "training", "on", "steps", "tokens", "caches", "teachers"],
         rows=[[model.name, *_cost_cells(model)] for model in worth.students],
     )

@@ -135,10 +135,11 @@ def teacher_seconds(store: Store, sealed: Manifest) -> float | None:
     view, fingerprint = sealed.view, sealed.fingerprint
     total = 0.0
     for block in in_blocks(lambda unit: _read_document(store, view, unit, fingerprint)[0], len(sealed.shards)):
-        noted = [document.get("teacher_s") for document in block]
-        if not all(isinstance(seconds, int | float) for seconds in noted):
-            return None
-        total += sum(noted)
+        for document in block:
+            seconds = document.get("teacher_s")
+            if not isinstance(seconds, int | float):
+                return None
+            total += seconds
     return total
 
 
