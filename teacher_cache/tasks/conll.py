@@ -82,7 +82,9 @@ def _check_columns(place: str, columns: list[str], num_columns: int) -> None:
             f"{place} has {len(columns)} columns, and the first line {num_columns}; write a token, a tag and anything "
             "between them, as many columns in every line"
         )
-    if not columns[0] or not _TAG.fullmatch(columns[-1]):
+    if not columns[0]:
+        raise UserError(f"{place} has a tag, but no token before it; an empty line ends a sentence")
+    if not _TAG.fullmatch(columns[-1]):
         raise UserError(f"{place}: {columns[-1]!r} is no tag of {columns[0]!r}; tags are O, B-type and I-type")
 
 

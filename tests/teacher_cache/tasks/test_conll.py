@@ -65,7 +65,7 @@ def test_iob2_is_kept_and_each_entity_begins_with_b(tags: list[str]) -> None:
         ("a O\nb NN O\n", r"a\.conll line 2 has 3 columns, and the first line 2"),
         ("a O\n\nb place\n", "line 3: 'place' is no tag of 'b'; tags are O, B-type and I-type"),
         ("a S-place\n", "line 1: 'S-place' is no tag"),
-        ("\tO\n\tB-x\na\tO\n", "line 1"),
+        ("\tO\n\tB-x\na\tO\n", "line 1 has a tag, but no token before it"),
         ("a B-x\nb O\nc I-x\n", "line 3: an I- tag that continues no entity of its type; begin entities with B-"),
         ("a B-x\n\nb I-x\n", "line 3: an I- tag"),
         (b"a B-x\n\xe9 O\n", r"a\.conll is not UTF-8 at byte 6"),

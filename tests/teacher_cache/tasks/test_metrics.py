@@ -11,6 +11,7 @@ PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=4
 
 
 @given(PAIRS)
+@pytest.mark.filterwarnings("ignore:A single label was found")
 def test_of_two_labels(pairs: list[tuple[bool, bool]]) -> None:
     truth, guess = np.array(pairs, dtype=int).T
     hits, misses = sum(truth & guess), sum(truth & ~guess & 1)

@@ -61,9 +61,8 @@ class TestAlignment:
 
 
 class TestScore:
-    @kinds
     @settings(max_examples=30)
-    @given(data=st.data())
+    @given(kind=st.sampled_from(tiny_tokenizers.KINDS), data=st.data())
     def test_true_tags_score_100(
         self, kind: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
