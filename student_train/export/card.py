@@ -56,8 +56,8 @@ def _onnx(summary: dict[str, Any]) -> str:
         "## ONNX",
         _table(["file", "size", "latency", "speed against PyTorch"], rows),
         f"Latency: one text of {figures['num_tokens']} tokens on {machine['processor']}, {machine['threads']} threads"
-        f"{busy}; the median of rounds in which each had its turn. The graphs have opset {figures['opset']} and take any"
-        f" number of texts of any length. Logits of `model.onnx` differ from PyTorch's by at most"
+        f"{busy}; the median of rounds in which each had its turn. The graphs have opset {figures['opset']} and take"
+        f" any number of texts of any length. Logits of `model.onnx` differ from PyTorch's by at most"
         f" {figures['largest_difference']:.1e} of the largest.",
         _int8(summary),
     ]
