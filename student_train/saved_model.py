@@ -58,6 +58,12 @@ class SavedModel:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Of a classifier or a tagger, in the order of its logits."""
+        names: Any = self.model.config.id2label
+        return tuple(str(names[place]) for place in sorted(names))
+
+    @property
     def max_length(self) -> int:
         """Tokens of the longest text that it takes, special ones included."""
         config = self.model.config

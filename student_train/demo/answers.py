@@ -83,8 +83,9 @@ def _classifying(saved: SavedModel, text: str, pair: str) -> Work:
         if saved.head == "regression":
             return {"": float(logits)}
         top = torch.topk(logits.softmax(dim=-1), min(NUM_SHOWN, len(logits)))
-        names = saved.model.config.id2label
-        return {names[place]: share for place, share in zip(top.indices.tolist(), top.values.tolist(), strict=True)}
+        return {
+            saved.labels[place]: share for place, share in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        }
 
     return work
 

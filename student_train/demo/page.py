@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from student_train.demo.answers import Answer, classify, fill_mask
+from student_train.demo.answers import NUM_ROUNDS, Answer, classify, fill_mask
 from student_train.report.find import short_names
 from student_train.saved_model import SavedModel, load_model
 from teacher_cache.errors import UserError
@@ -95,7 +95,8 @@ def _add_answers(name: str, models: Sequence[SavedModel], boxes: list[Any], ask:
     with gradio.Row():
         for place, title in enumerate(_titles(models)):
             with gradio.Column():
-                labels.append(gradio.Label(label=title, elem_id=f"{name}-answer-{place}"))
+                answer = gradio.Label(label=title, show_heading=False, elem_id=f"{name}-answer-{place}")
+                labels.append(answer)
                 latencies.append(gradio.Markdown(elem_id=f"{name}-latency-{place}"))
 
     def respond(*texts: str) -> list[Any]:
@@ -103,7 +104,7 @@ def _add_answers(name: str, models: Sequence[SavedModel], boxes: list[Any], ask:
             answers = ask(*texts)
         except UserError as error:
             return [f"**{error}**", *[None] * len(models), *[""] * len(models)]
-        return ["", *map(_shown, answers), *(f"{answer.latency_ms:.1f} ms" for answer in answers)]
+        return ["", *map(_shown, answers), *map(_latency, answers)]
 
     outputs = [notice, *labels, *latencies]
     gradio.on([button.click, *(box.submit for box in boxes)], respond, boxes, outputs, api_visibility="private")
@@ -112,6 +113,10 @@ def _add_answers(name: str, models: Sequence[SavedModel], boxes: list[Any], ask:
 def _titles(models: Sequence[SavedModel]) -> list[str]:
     names = short_names([saved.place.rstrip("/") for saved in models]) or [saved.place for saved in models]
     return [f"{name}: {saved.num_parameters / 1e6:.1f} M parameters" for name, saved in zip(names, models, strict=True)]
+
+
+def _latency(answer: Answer) -> str:
+    return f"{answer.latency_ms:.1f} ms, the median of {NUM_ROUNDS} rounds"
 
 
 def _shown(answer: Answer) -> dict[str, float] | str:

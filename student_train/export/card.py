@@ -7,6 +7,7 @@ from huggingface_hub import ModelCardData
 
 from student_train.report.text import size
 from student_train.saved_model import Head, SavedModel
+from student_train.worth.records import QUIET_LOAD
 
 PIPELINES: dict[Head, str] = {
     "masked_lm": "fill-mask",
@@ -50,15 +51,17 @@ def _onnx(summary: dict[str, Any]) -> str:
         ]
         for name, file in files.items()
     ]
-    return f"""## ONNX
-
-{_table(["file", "size", "latency", "speed against PyTorch"], rows)}
-
-Latency: one text of {figures["num_tokens"]} tokens on {machine["processor"]}, {machine["threads"]} threads, the median
-of rounds in which each had its turn. The graphs have opset {figures["opset"]} and take any number of texts of any
-length. Logits of `model.onnx` differ from PyTorch's by at most {figures["largest_difference"]:.1e} of the largest.{
-        _int8(summary)
-    }"""
+    busy = "" if figures["load_per_core"] <= QUIET_LOAD else ", while other work ran beside"
+    blocks = [
+        "## ONNX",
+        _table(["file", "size", "latency", "speed against PyTorch"], rows),
+        f"Latency: one text of {figures['num_tokens']} tokens on {machine['processor']}, {machine['threads']} threads"
+        f"{busy}; the median of rounds in which each had its turn. The graphs have opset {figures['opset']} and take"
+        f" any number of texts of any length. Logits of `model.onnx` differ from PyTorch's by at most"
+        f" {figures['largest_difference']:.1e} of the largest.",
+        _int8(summary),
+    ]
+    return "\n\n".join(block for block in blocks if block)
 
 
 def _int8(summary: dict[str, Any]) -> str:
@@ -66,10 +69,10 @@ def _int8(summary: dict[str, Any]) -> str:
     if scores:
         metrics = list(next(iter(scores.values())))
         rows = [[f"`{key}`", *(f"{found[metric]:.2f}" for metric in metrics)] for key, found in scores.items()]
-        return f"\n\nOn the task's dev set, in per cent:\n\n{_table(['file', *metrics], rows)}"
+        return f"On the task's dev set, in per cent:\n\n{_table(['file', *metrics], rows)}"
     if agreement:
         return (
-            f"\n\nOn {agreement['num_answers']} answers to sample text int8 ranks the same first as float32 in"
+            f"On {agreement['num_answers']} answers to sample text int8 ranks the same first as float32 in"
             f" {agreement['top_1']:.1%}, and the logits' mean cosine is {agreement['cosine']:.4f}."
         )
     return ""

@@ -45,6 +45,7 @@ def render(result: dict[str, Any]) -> str:
         lines["largest difference"] = f"{figures['largest_difference']:.1e} of the largest logit"
         for name, latency in figures["latency_ms"].items():
             lines[f"{name}, latency"] = f"{latency:.2f} ms, {figures['speedup'].get(name, 1):.2f} × PyTorch's speed"
+        lines["load of the machine"] = f"{figures['load_per_core']:.2f} a core, before latencies were measured"
     if agreement:
         lines["int8, sample text"] = (
             f"the same first in {agreement['top_1']:.1%}, mean cosine {agreement['cosine']:.4f}"

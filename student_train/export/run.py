@@ -1,6 +1,8 @@
 """`student-train export`: one folder with all that was asked for, put in place when all of it is made and checked."""
 
+import functools
 import importlib.util
+import os
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -40,6 +42,8 @@ class OnnxFigures:
     """Medians, of PyTorch and of each file."""
     speedup: dict[str, float]
     """Of each file: PyTorch's latency over its own, the median of the rounds."""
+    load_per_core: float
+    """What the machine did besides: load average of the minute before, over the number of cores."""
     machine: dict[str, Any]
 
 
@@ -170,12 +174,12 @@ def _write_graphs(
 
 
 def _time(saved: SavedModel, graphs: Mapping[str, Logits], difference: float) -> OnnxFigures:
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
     num_tokens = min(TIMED_TOKENS, saved.max_length)
     inputs = random_inputs(saved, (1, num_tokens))
     answers = {PYTORCH: torch_logits(saved), **graphs}
-    seconds = latencies_s(
-        {name: lambda answer=answer: answer(inputs) for name, answer in answers.items()}, num_rounds=TIMED_ROUNDS
-    )
+    works = {name: functools.partial(answer, inputs) for name, answer in answers.items()}
+    seconds = latencies_s(works, num_rounds=TIMED_ROUNDS)
     return OnnxFigures(
         opset=OPSET,
         largest_difference=difference,
@@ -185,6 +189,7 @@ def _time(saved: SavedModel, graphs: Mapping[str, Logits], difference: float) ->
             name: statistics.median(slow / fast for slow, fast in zip(seconds[PYTORCH], seconds[name], strict=True))
             for name in graphs
         },
+        load_per_core=load,
         machine=machine(),
     )
 

@@ -34,12 +34,10 @@ def check_task(task: "Task", saved: SavedModel) -> None:
     """Refuses a task for which the model was not fine-tuned (UserError)."""
     if task.kind != saved.head:
         raise UserError(f"--task is {task.kind}, {saved.place} does {saved.head}; give the task it was fine-tuned for")
-    names = saved.model.config.id2label
-    labels = tuple(str(names[place]) for place in sorted(names))
-    if task.labels and task.labels != labels:
+    if task.labels and task.labels != saved.labels:
         raise UserError(
-            f"--task has the labels {', '.join(task.labels)}, {saved.place} knows {', '.join(labels)}; give the task"
-            " that it was fine-tuned for"
+            f"--task has the labels {', '.join(task.labels)}, {saved.place} knows {', '.join(saved.labels)}; give the"
+            " task that it was fine-tuned for"
         )
 
 
