@@ -1,9 +1,11 @@
 """Models that a user names: a run, a Hugging Face folder, the URL of either, or a name on the hub → loaded, checked."""
 
+import contextlib
 import inspect
 import pickle
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,17 +28,24 @@ from student_train.export.finished import MODEL_PREFIX
 from student_train.run_folder import RUN_KEY
 from teacher_cache.errors import UserError
 from teacher_cache.storage.store import KEY, Store
-from teacher_cache.targets.heads import family_of
+from teacher_cache.targets.heads import family_of, num_positions
 
 Head = Literal["masked_lm", "classification", "regression", "tagging", "question_answering"]
 
 MAX_FILE_BYTES = 5 * 2**30
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_HEADS: dict[str, tuple[Any, Head]] = {
-    "MaskedLM": (AutoModelForMaskedLM, "masked_lm"),
-    "SequenceClassification": (AutoModelForSequenceClassification, "classification"),
-    "TokenClassification": (AutoModelForTokenClassification, "tagging"),
-    "QuestionAnswering": (AutoModelForQuestionAnswering, "question_answering"),
+AUTO_CLASSES: dict[Head, Any] = {
+    "masked_lm": AutoModelForMaskedLM,
+    "classification": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
+    "tagging": AutoModelForTokenClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+}
+_HEADS: dict[str, Head] = {
+    "MaskedLM": "masked_lm",
+    "SequenceClassification": "classification",
+    "TokenClassification": "tagging",
+    "QuestionAnswering": "question_answering",
 }
 """By what follows `For` in the name of an architecture."""
 
@@ -66,10 +75,7 @@ class SavedModel:
     @property
     def max_length(self) -> int:
         """Tokens of the longest text that it takes, special ones included."""
-        config = self.model.config
-        follow_pad = family_of(config.to_dict()).positions_follow_pad
-        positions = config.max_position_embeddings - (config.pad_token_id + 1 if follow_pad else 0)
-        return int(min(positions, self.tokenizer.model_max_length))
+        return max_length(self.model.config, self.tokenizer)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -86,18 +92,17 @@ def load_model(place: str) -> SavedModel:
     Raises:
         UserError: nothing there, another family, no head that is known here, or a tokenizer that does not fit.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        source = _source(place, Path(temporary))
-        config = _read(AutoConfig, "config.json", place, source)
+    with local_path(place) as source:
+        config = read(AutoConfig, "config.json", place, source)
         family_of(config.to_dict())
-        auto_class, head = _head(place, config)
+        head = _head(place, config)
         options = {"config": config, "dtype": torch.float32, "weights_only": True, "output_loading_info": True}
-        model, report = _read(auto_class, "weights", place, source, **options)
+        model, report = read(AUTO_CLASSES[head], "weights", place, source, **options)
         if report["missing_keys"]:
             names = ", ".join(sorted(report["missing_keys"])[:8])
             raise UserError(f"the model of {place} is not whole: its weights lack {names}; save it again")
-        tokenizer = _read(AutoTokenizer, "tokenizer", place, source)
-        _check_tokenizer(place, tokenizer, config)
+        tokenizer = read(AutoTokenizer, "tokenizer", place, source)
+        check_tokenizer(place, tokenizer, config)
         card = Path(source) / "README.md"
         return SavedModel(
             place=place,
@@ -108,8 +113,18 @@ def load_model(place: str) -> SavedModel:
         )
 
 
+@contextlib.contextmanager
+def local_path(place: str) -> Iterator[str]:
+    """What `from_pretrained` takes for a model's place: a local folder, for a URL a temporary one; or a hub's name.
+
+    Raises:
+        UserError: there is no model.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        yield _source(place, Path(temporary))
+
+
 def _source(place: str, temporary: Path) -> str:
-    """What `from_pretrained` takes: a local folder, into which a URL's files are copied, or a hub's name."""
     store = Store(place)
     if store.exists("config.json"):
         found = store
@@ -133,17 +148,21 @@ def _copied(store: Store, folder: Path) -> Path:
     return folder
 
 
-def _head(place: str, config: PreTrainedConfig) -> tuple[Any, Head]:
+def _head(place: str, config: PreTrainedConfig) -> Head:
     architecture = (config.architectures or ["no architecture"])[0]
-    if (found := _HEADS.get(architecture.rpartition("For")[2])) is None:
+    if (head := _HEADS.get(architecture.rpartition("For")[2])) is None:
         raise UserError(
             f"the model of {place} is {architecture}: it has no head that is known here, which are {', '.join(_HEADS)}"
         )
-    auto_class, head = found
-    return auto_class, "regression" if head == "classification" and config.num_labels == 1 else head
+    return "regression" if head == "classification" and config.num_labels == 1 else head
 
 
-def _read(auto_class: Any, what: str, place: str, source: str, **options: Any) -> Any:
+def read(auto_class: Any, what: str, place: str, source: str, **options: Any) -> Any:
+    """What transformers loads from `source`; no code of the model is run.
+
+    Raises:
+        UserError: it cannot be loaded; names `what` and the `place` that the user named.
+    """
     try:
         return auto_class.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
@@ -153,7 +172,15 @@ def _read(auto_class: Any, what: str, place: str, source: str, **options: Any) -
         ) from None
 
 
-def _check_tokenizer(place: str, tokenizer: Any, config: PreTrainedConfig) -> None:
+def max_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Tokens of the longest text that both take, special ones included."""
+    positions = num_positions(config.to_dict())
+    limits = [tokenizer.model_max_length, *([] if positions is None else [positions])]
+    return int(min(limits))
+
+
+def check_tokenizer(place: str, tokenizer: Any, config: PreTrainedConfig) -> None:
+    """Refuses a tokenizer that is slow, not there, or of more tokens than the model's (UserError)."""
     # Without files, transformers makes up a tokenizer of special tokens alone.
     if not tokenizer.is_fast or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(f"{place} has no fast tokenizer; put its tokenizer.json beside the model")

@@ -29,7 +29,7 @@ from transformers import (
 
 from teacher_cache.errors import UserError
 from teacher_cache.format.spec import MASKED_LM, Objective, TaskObjective
-from teacher_cache.targets.heads import family_of, head_logits, head_of
+from teacher_cache.targets.heads import family_of, head_logits, head_of, num_positions
 
 MAX_PADDED_VOCABULARY = 127
 """Rows that a model may have beyond its tokenizer's tokens: vocabularies are padded up to multiples of 128."""
@@ -168,10 +168,8 @@ def check_sequence_length(
     config: PreTrainedConfig, sequence_length: int, *, key: str = "corpus.sequence_length"
 ) -> None:
     """Refuses sequences longer than the teacher has positions for (UserError); `key` is where a user says it."""
-    limit = config.max_position_embeddings
-    if family_of(config.to_dict()).positions_follow_pad:
-        limit -= config.pad_token_id + 1
-    if sequence_length > limit:
+    limit = num_positions(config.to_dict())
+    if limit is not None and sequence_length > limit:
         raise UserError(f"{key} is {sequence_length}, the teacher has {limit} positions; lower it to at most {limit}")
 
 

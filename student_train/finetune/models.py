@@ -1,63 +1,23 @@
 """Models as they come to fine-tuning: found, checked, described, and given a task's head."""
 
-import contextlib
 import hashlib
-import math
 import os
-import pickle
-import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from student_train.finetune.records import ModelRecord
+from student_train.saved_model import AUTO_CLASSES, check_tokenizer, local_path, max_length, read
 from teacher_cache.errors import UserError
-from teacher_cache.storage.store import Store
 from teacher_cache.storage.urls import normal_url
-from teacher_cache.targets.heads import FAMILIES
-from teacher_cache.tasks.record import Kind, Task
-
-AUTO_MODELS: dict[Kind, Any] = {
-    "classification": AutoModelForSequenceClassification,
-    "regression": AutoModelForSequenceClassification,
-    "tagging": AutoModelForTokenClassification,
-    "question_answering": AutoModelForQuestionAnswering,
-}
-MODEL_FILES = (".json", ".txt", ".safetensors")
-MAX_FILE_BYTES = 16 * 2**30
+from teacher_cache.tasks.record import Task
 
 
 def normal_path(path: str) -> str:
     """A model's path as every worker finds it: folders become absolute, hub names stay."""
     return normal_url(path) if "://" in path or os.path.isdir(os.path.expanduser(path)) else path
-
-
-@contextlib.contextmanager
-def local_path(path: str) -> Iterator[str]:
-    """What transformers takes for a model: a folder, for a URL a temporary one; or a hub name."""
-    if "://" not in path:
-        yield path
-        return
-    parent, _, name = path.rpartition("/")
-    store = Store(parent)
-    with tempfile.TemporaryDirectory() as folder:
-        for key in (key for key in store.list(name) if key.endswith(MODEL_FILES)):
-            (Path(folder) / key.rpartition("/")[2]).write_bytes(store.read(key, max_bytes=MAX_FILE_BYTES))
-        yield folder
 
 
 def describe(name: str, path: str, *, max_lengths: Mapping[str, int]) -> ModelRecord:
@@ -69,17 +29,23 @@ def describe(name: str, path: str, *, max_lengths: Mapping[str, int]) -> ModelRe
     Raises:
         UserError: nothing there, weights missing, no fast tokenizer, or too few positions.
     """
+    try:
+        return _described(name, path, max_lengths)
+    except UserError as error:
+        raise UserError(f"model {name!r}: {error}") from None
+
+
+def _described(name: str, path: str, max_lengths: Mapping[str, int]) -> ModelRecord:
     with local_path(path) as folder:
-        config = _load(AutoConfig, "config.json", folder, name, path)
-        tokenizer = _load(AutoTokenizer, "tokenizer", folder, name, path)
-        encoder, report = _load(
-            AutoModel, "weights", folder, name, path, config=config, dtype=torch.float32, output_loading_info=True
-        )
+        config = read(AutoConfig, "config.json", path, folder)
+        tokenizer = read(AutoTokenizer, "tokenizer", path, folder)
+        options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        encoder, report = read(AutoModel, "weights", path, folder, **options)
     absent = set(report["missing_keys"])
     if lost := sorted(key for key in absent if not key.startswith("pooler.")):  # masked-LM models have none
-        raise UserError(f"model {name!r} is no whole model: {path} lacks {', '.join(lost[:8])}")
-    _check_tokenizer(name, tokenizer)
-    _check_lengths(name, config, tokenizer, max_lengths)
+        raise UserError(f"{path} holds no whole model: its weights lack {', '.join(lost[:8])}")
+    check_tokenizer(path, tokenizer, config)
+    _check_lengths(max_length(config, tokenizer), max_lengths)
     tensors = {key: tensor for key, tensor in encoder.named_parameters() if key not in absent}
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
     return ModelRecord(
@@ -94,40 +60,11 @@ def describe(name: str, path: str, *, max_lengths: Mapping[str, int]) -> ModelRe
     )
 
 
-def _load(auto_class: Any, what: str, folder: str, name: str, path: str, **options: Any) -> Any:
-    try:
-        return auto_class.from_pretrained(folder, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"the {what} of model {name!r} cannot be loaded from {path!r}; it must be a folder or URL of a saved model "
-            "(of a run of `student-train run`, its OUTPUT/model) or a hub name like distilbert-base-uncased "
-            f"({' '.join(str(error).split())})"
-        ) from None
-
-
-def _check_tokenizer(name: str, tokenizer: Any) -> None:
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"model {name!r} has only a slow tokenizer ({type(tokenizer).__name__}); save a fast one (tokenizer.json) "
-            "beside the model"
-        )
-    # Without files, transformers makes up a tokenizer of special tokens alone.
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise UserError(f"model {name!r} has no tokenizer files; put its tokenizer.json beside the model")
-
-
-def _check_lengths(
-    name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, max_lengths: Mapping[str, int]
-) -> None:
-    limit = getattr(config, "max_position_embeddings", math.inf)
-    family = FAMILIES.get(config.model_type)
-    if family and family.positions_follow_pad:
-        limit -= config.pad_token_id + 1
-    limit = min(limit, tokenizer.model_max_length)
+def _check_lengths(limit: int, max_lengths: Mapping[str, int]) -> None:
     for task, length in max_lengths.items():
         if length > limit:
             raise UserError(
-                f"tasks.{task}.max_length is {length}, model {name!r} takes {limit} tokens; lower it to at most {limit}"
+                f"tasks.{task}.max_length is {length}, it takes {limit} tokens; lower it to at most {limit}"
             )
 
 
@@ -147,7 +84,7 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerFast:
 def load_model(folder: str, task: Task) -> PreTrainedModel:
     """A float32 model with the task's head. The head is drawn from torch's global generator, unless the model comes
     with one of the same shape."""
-    model: PreTrainedModel = AUTO_MODELS[task.kind].from_pretrained(
+    model: PreTrainedModel = AUTO_CLASSES[task.kind].from_pretrained(
         folder,
         config=AutoConfig.from_pretrained(folder, trust_remote_code=False, **head_settings(task)),
         dtype=torch.float32,

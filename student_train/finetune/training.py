@@ -22,11 +22,12 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from student_train.finetune.config import DistillationConfig, FinetuneConfig
-from student_train.finetune.models import load_model, load_tokenizer, local_path
+from student_train.finetune.models import load_model, load_tokenizer
 from student_train.finetune.plan import Run
 from student_train.finetune.records import MODEL_FOLDER, RunRecord, run_key
 from student_train.finetune.soft_loss import answer_mask, soft_loss, task_logits
 from student_train.finetune.teacher_logits import FEATURE, TEACHER_LOGITS, TaughtCollator, read_logits
+from student_train.saved_model import local_path
 from teacher_cache.storage.store import Store
 from teacher_cache.tasks.record import Task
 from teacher_cache.tasks.task import features, load_task, score

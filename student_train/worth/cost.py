@@ -11,13 +11,14 @@ MAX_COMMITS = 100_000
 
 
 def cost_of(path: str) -> Cost | None:
-    """Of the model at a path; None unless that is a folder in the output of `student-train run`.
+    """Of the model at a path; None unless that is the output of `student-train run`, or the model in it.
 
     Raises:
         UserError: a record of the run is damaged.
     """
-    store = Store(path.rstrip("/").rpartition("/")[0] or ".")
-    if not store.exists(RUN_KEY):
+    places = (Store(path), Store(path.rstrip("/").rpartition("/")[0] or "."))
+    store = next((place for place in places if place.exists(RUN_KEY)), None)
+    if store is None:
         return None
     run = read_run(store)
     last = run.steps[-1] if run.steps else None

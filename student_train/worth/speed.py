@@ -15,11 +15,11 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from student_train.console import say
-from student_train.finetune.models import local_path
 from student_train.measuring import interval, machine, timed, versions
+from student_train.saved_model import local_path, read
 from student_train.worth.records import Speed, Speeds
 from teacher_cache.errors import UserError
-from teacher_cache.targets.heads import FAMILIES
+from teacher_cache.targets.heads import num_positions
 
 BATCHES = (1, 32)
 LENGTHS = (128, 512)
@@ -61,27 +61,25 @@ def measure(paths: Mapping[str, str], *, dtypes: Sequence[str], threads: int | N
     if threads:
         torch.set_num_threads(threads)
     configs = {name: read_config(name, path) for name, path in paths.items()}
-    chosen = settings([getattr(torch, dtype) for dtype in dtypes], max_length=min(map(num_positions, configs.values())))
+    chosen = settings([getattr(torch, dtype) for dtype in dtypes], max_length=_longest(configs))
     return Speeds(of_models=_by_model(configs, chosen), load_per_core=before, machine=machine(), versions=versions())
 
 
 def read_config(name: str, path: str) -> PreTrainedConfig:
     try:
         with local_path(path) as folder:
-            config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config: PreTrainedConfig = read(AutoConfig, "config.json", path, folder)
             return config
-    except (OSError, ValueError, KeyError) as error:
+    except UserError as error:
         raise UserError(
-            f"the speed of model {name!r} cannot be measured: {path!r} gives no config.json; bring it back, or leave "
-            f"speeds out by --no-speed ({' '.join(str(error).split())})"
+            f"the speed of model {name!r} cannot be measured: {error}; bring it back, or leave speeds out by --no-speed"
         ) from None
 
 
-def num_positions(config: PreTrainedConfig) -> int:
-    """Tokens of the longest sequence that a model takes."""
-    family = FAMILIES.get(config.model_type)
-    lost = config.pad_token_id + 1 if family and family.positions_follow_pad else 0
-    return int(getattr(config, "max_position_embeddings", max(LENGTHS)) - lost)
+def _longest(configs: Mapping[str, PreTrainedConfig]) -> int:
+    """Tokens of the longest sequence that all models take, as far as it matters."""
+    limits = [num_positions(config.to_dict()) for config in configs.values()]
+    return min(max(LENGTHS), *(limit for limit in limits if limit is not None))
 
 
 def settings(dtypes: Sequence[torch.dtype], *, max_length: int) -> list[Setting]:

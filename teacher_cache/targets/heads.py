@@ -143,6 +143,15 @@ def family_of(config: Mapping[str, Any]) -> Family:
     return FAMILIES[model_type]
 
 
+def num_positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens of the longest sequence that a model takes, from the values of its config.json; None: any."""
+    limit = config.get("max_position_embeddings")
+    family = FAMILIES.get(config.get("model_type", ""))
+    if limit is None or not (family and family.positions_follow_pad):
+        return limit
+    return int(limit - config["pad_token_id"] - 1)
+
+
 def head_tensor_names(config: Mapping[str, Any]) -> dict[str, str]:
     """Fields of `OutputHead` → names of their tensors in a saved checkpoint.
 

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from teacher_cache.format.spec import TaskKind
 from teacher_cache.tasks.config import TaskConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Kind = Literal["classification", "regression", "tagging", "question_answering"]
+Kind = TaskKind
 Split = Literal["train", "dev"]
 
 

@@ -186,7 +186,7 @@ def test_models_and_tasks_come_to_an_output_one_after_the_other(tmp_path, scores
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"models": {"m": "no/model"}}, "error: the config.json of model 'm' cannot be loaded"),
+        ({"models": {"m": "no/model"}}, "error: model 'm': the config.json of no/model cannot be loaded"),
         ({"tasks": {"t": {"layout": "SST-2", "folder": "no/data"}}}, "error: task t: "),
         ({"epochs": 2}, "holds runs that cannot be compared with these: epochs is 1 there and 2 here"),
     ],

@@ -75,7 +75,7 @@ def test_what_is_refused(tmp_path, capsys):
     assert "holds nothing of `student-train finetune`" in refused(capsys, tmp_path / "nothing", "--no-speed")
     write_results(tmp_path / "gone")
     message = refused(capsys, tmp_path / "gone")
-    assert "the speed of model 'teacher' cannot be measured: 'teacher' gives no config.json; bring it back" in message
+    assert "the speed of model 'teacher' cannot be measured: the config.json of teacher cannot be loaded" in message
     write_results(tmp_path / "bad", {"teacher": {"A": (None, None, None)}, "student": {"A": (1, 2, 3)}})
     assert "no task has a score of the reference 'teacher'" in refused(capsys, tmp_path / "bad", "--no-speed")
 

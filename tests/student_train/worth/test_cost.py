@@ -13,6 +13,7 @@ def test_a_finished_run_tells_its_time_tokens_and_caches(tmp_path):
     records.write_run(tmp_path, num_steps=100, step_s=3.0)
     cost = cost_of(f"{tmp_path}/model")
     assert cost
+    assert cost_of(str(tmp_path)) == cost
     assert (cost.training_s, cost.num_steps, cost.num_workers) == (300, 100, 4)
     assert cost.num_tokens == 100 * records.TOKENS_PER_STEP
     assert cost.caches[0].num_bytes == 3 * (records.CACHE.label_bytes + records.CACHE.hidden_bytes)

@@ -1,10 +1,9 @@
 """Speeds of real models, so far apart that no other work on the machine turns them round."""
 
 import torch
-from transformers import AutoConfig
 
 from student_train.worth import speed
-from student_train.worth.speed import measure, num_positions, settings
+from student_train.worth.speed import measure, settings
 from tests import families
 
 
@@ -30,9 +29,3 @@ def test_lengths_are_those_that_all_models_take():
     assert {setting.sequence_length for setting in settings([torch.float32], max_length=64)} == {64}
     dtypes = [setting.dtype_name for setting in settings([torch.float32, torch.bfloat16], max_length=64)]
     assert dtypes[:4] == ["float32", "float32", "bfloat16", "bfloat16"]
-
-
-def test_roberta_loses_the_positions_up_to_its_padding(tmp_path):
-    for family in families.FAMILIES:
-        folder = families.save_pretrained(tmp_path / family, family)
-        assert num_positions(AutoConfig.from_pretrained(folder)) == families.MAX_LENGTH
