@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from student_train.finetune.soft_loss import task_logits
 from student_train.saved_model import SavedModel
 from teacher_cache.errors import UserError
 
@@ -120,10 +121,7 @@ def torch_logits(saved: SavedModel) -> Logits:
     @torch.inference_mode()
     def answer(inputs: Inputs) -> np.ndarray:
         tensors = {name: torch.from_numpy(inputs[name]) for name in saved.input_names}
-        output = saved.model(**tensors)
-        if saved.head == "question_answering":
-            return torch.stack((output.start_logits, output.end_logits), dim=-1).numpy()
-        logits: np.ndarray = output.logits.numpy()
+        logits: np.ndarray = task_logits(saved.model(**tensors)).numpy()
         return logits
 
     return answer

@@ -1,6 +1,5 @@
 """The documents of one corpus file, in order, long ones in pieces."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from teacher_cache.errors import UserError
-from teacher_cache.storage.streams import CHUNK_BYTES, open_seekable, store_errors, text_chunks
+from teacher_cache.storage.streams import CHUNK_BYTES, json_object, open_seekable, store_errors, text_chunks
 
 PIECE_CHARACTERS = 1 << 20
 """A longer document is cut at the next safe place."""
@@ -106,12 +105,7 @@ def _jsonl(url: str, text_field: str) -> Fragments:
 
 
 def _json_text(line: str, text_field: str, *, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}; write one JSON object a line") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is of type {type(row).__name__}; write one JSON object a line")
+    row = json_object(line, where)
     if text_field not in row:
         raise UserError(f"{where}: {_no_such(text_field, 'field', row)}")
     return _checked_text(row[text_field], f"{where}, field {text_field!r}")

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import json
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,3 +123,18 @@ def _chunks(file: Any) -> Iterator[bytes]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def json_object(line: str, place: str) -> dict[str, Any]:
+    """A line of JSON Lines.
+
+    Raises:
+        UserError: it is no JSON object; names `place`.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is not JSON: {error}; write one JSON object a line") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{place} is of type {type(row).__name__}; write one JSON object a line")
+    return row

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import logging
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from teacher_cache.errors import UserError
-from teacher_cache.storage.streams import split_compression
+from teacher_cache.storage.streams import json_object, split_compression
 from teacher_cache.tasks.files import read_lines, read_text
 
 Rows = Iterator[tuple[int, Sequence[Any]]]
@@ -90,19 +89,9 @@ def _jsonl(url: str, names: Sequence[str]) -> Table:
 def _json_rows(url: str, names: Sequence[str]) -> Rows:
     for number, line in enumerate(read_lines(url), start=1):
         if line.strip():
-            row = _json_object(line, f"{url} line {number}")
+            row = json_object(line, f"{url} line {number}")
             check_columns(f"{url} line {number}", row, names)
             yield number, [row[name] for name in names]
-
-
-def _json_object(line: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not JSON: {error}; write one JSON object a line") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{place} is of type {type(row).__name__}; write one JSON object a line")
-    return row
 
 
 def check_columns(place: str, existing: Iterable[str], names: Sequence[str]) -> None:

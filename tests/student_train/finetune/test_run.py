@@ -2,12 +2,8 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from student_train.finetune.plan import Run
 from student_train.finetune.records import RunRecord, read_results, write
 from student_train.finetune.results import cell
 from teacher_cache.storage.store import Store
+from tests.student_train.commands import start, wait_until
 from tests.student_train.finetune import tiny
 from tests.student_train.finetune.made import run_of
 
@@ -211,24 +208,6 @@ def test_a_job_needs_places_that_all_machines_find(tmp_path, capsys):
 # On Ray
 
 
-def start(path: str, log: Path) -> subprocess.Popen[bytes]:
-    """The command as a process of its own, with a local Ray of its own."""
-    with log.open("wb") as stderr:
-        return subprocess.Popen(
-            [sys.executable, "-m", "student_train.cli", "finetune", path, "--json"],
-            cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stderr=stderr,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-
-
-def wait_until(reached: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while not reached():
-        assert process.poll() is None, f"it ended: {log.read_text()}"
-        assert time.monotonic() < deadline, f"it does not get on: {log.read_text()}"
-        time.sleep(0.05)
-
-
 def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """That are making a run."""
     found = []
@@ -245,10 +224,10 @@ def test_two_workers_of_which_one_is_killed_and_then_all(tmp_path):
     execution = {"num_workers": 2, "gpus_per_worker": 0}
     values = tiny.make_values(tmp_path, lrs=[1e-4, 1e-3, 3e-3], seeds=[1, 2, 3], epochs=20, execution=execution)
     path, log = write_config(tmp_path, values), tmp_path / "log"
-    process = start(path, log)
-    wait_until(lambda: len(workers(process)) == 2, process, log)
+    process = start("finetune", path, log)
+    wait_until(lambda: len(workers(process)) == 2, process, log, timeout_s=180)
     workers(process)[0].kill()
-    wait_until(lambda: len(stamps(values["output"])) >= 2, process, log)
+    wait_until(lambda: len(stamps(values["output"])) >= 2, process, log, timeout_s=180)
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -258,7 +237,7 @@ def test_two_workers_of_which_one_is_killed_and_then_all(tmp_path):
     before = stamps(values["output"])
     assert 2 <= len(before) < 5
     assert "failed: " not in log.read_text()
-    process = start(path, log)
+    process = start("finetune", path, log)
     result = json.loads(process.communicate()[0])
     assert process.returncode == 0, log.read_text()
     assert result["ok"]

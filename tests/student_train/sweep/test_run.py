@@ -6,10 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from student_train.sweep import run
 from student_train.sweep.config import SweepConfig
 from student_train.sweep.trials import trials
 from teacher_cache.shell import settings
+from tests.student_train.commands import start, wait_until
 from tests.student_train.sweep.sweeps import make_values
 
 
@@ -127,24 +125,6 @@ def test_a_student_whose_process_dies_is_started_again(default_cache, tmp_path, 
     assert failed["error"].startswith("ActorDiedError: The actor died unexpectedly")
 
 
-def start(path: str, log: Path) -> subprocess.Popen[bytes]:
-    """The command as a process of its own, with a local Ray of its own."""
-    with log.open("wb") as stderr:
-        return subprocess.Popen(
-            [sys.executable, "-m", "student_train.cli", "sweep", path, "--json"],
-            cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stderr=stderr,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-
-
-def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert process.poll() is None, f"the sweep ended: {log.read_text()}"
-        assert time.monotonic() < deadline, f"the sweep does not get on: {log.read_text()}"
-        time.sleep(0.05)
-
-
 def newest_step(run: Path) -> int:
     """Of the run's checkpoints; 0 for none."""
     return max((int(path.parent.name[5:]) for path in run.glob("checkpoints/*/state.json")), default=0)
@@ -181,7 +161,7 @@ def test_a_sweep_that_is_ended_goes_on(default_cache, tmp_path):
     log = tmp_path / "log"
     finished: dict[str, int] = {}
     for end in (interrupt, kill, kill_with_its_ray):
-        process = start(path, log)
+        process = start("sweep", path, log)
         goal = newest_step(middle) + 4
         wait_until(functools.partial(has_reached, short, middle, goal), process, log)
         end(process)
@@ -190,7 +170,7 @@ def test_a_sweep_that_is_ended_goes_on(default_cache, tmp_path):
         assert (said[-1] == "interrupted; run the same command again to go on") == (end is interrupt)
         assert not (middle / "summary.json").exists(), "it was ended too late"
         finished = finished or stamps(short)
-    process = start(path, log)
+    process = start("sweep", path, log)
     result = json.loads(process.communicate()[0])
     assert process.returncode == 0
     assert {trial["state"] for trial in result["trials"]} == {"finished"}
