@@ -1,6 +1,7 @@
 """Fixtures for all tests: quiet, local and repeatable."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from hypothesis import HealthCheck, settings
 
 from tests import ceph as ceph_server
 from tests import s3 as s3_server
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background job, whose children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 

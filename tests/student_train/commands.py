@@ -25,5 +25,12 @@ def wait_until(
     deadline = time.monotonic() + timeout_s
     while not reached():
         assert process.poll() is None, f"it ended: {log.read_text()}"
-        assert time.monotonic() < deadline, f"it does not get on: {log.read_text()}"
+        if time.monotonic() > deadline:
+            process.kill()  # it would take the cores of the tests after it
+            raise AssertionError(f"it does not get on: {log.read_text()}")
         time.sleep(0.05)
+
+
+def newest_step(run: Path) -> int:
+    """Of the run's checkpoints; 0 for none."""
+    return max((int(path.parent.name[5:]) for path in run.glob("checkpoints/*/state.json")), default=0)

@@ -24,7 +24,7 @@ from student_train.sweep import run
 from student_train.sweep.config import SweepConfig
 from student_train.sweep.trials import trials
 from teacher_cache.shell import settings
-from tests.student_train.commands import start, wait_until
+from tests.student_train.commands import newest_step, start, wait_until
 from tests.student_train.sweep.sweeps import make_values
 
 
@@ -123,11 +123,6 @@ def test_a_student_whose_process_dies_is_started_again(default_cache, tmp_path, 
     assert (finished["name"], finished["state"]) == ("000-seed=1", "finished")
     assert (failed["name"], failed["state"]) == ("001-seed=2", "failed")
     assert failed["error"].startswith("ActorDiedError: The actor died unexpectedly")
-
-
-def newest_step(run: Path) -> int:
-    """Of the run's checkpoints; 0 for none."""
-    return max((int(path.parent.name[5:]) for path in run.glob("checkpoints/*/state.json")), default=0)
 
 
 def has_reached(finished: Path, other: Path, step: int) -> bool:
