@@ -128,7 +128,7 @@ def _fit(spec: StudentSpec, num_views: int, watcher: Console) -> TrainSummary:
         run_config=run_config,
     )
     # Ctrl-C stays ours: Ray Train's own handler ends this process with status 1 and without a word.
-    trainer._register_sigint_handler = lambda controller: None  # type: ignore[method-assign]  # there is no option
+    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]  # V2's has it, and no option
     try:
         with _followed(shown, watcher):
             result = trainer.fit()

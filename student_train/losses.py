@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from student_train.batch import MicroBatch
 from student_train.config import LossConfig
 from student_train.divergence import LossAndGradient, bucket_divergence, cross_entropy, divergence
-from teacher_cache.targets.heads import OutputHead, head_features
-from teacher_cache.targets.soft_labels import replay_log_probabilities
+from teacher_cache.targets.heads import OutputHead, head_features, head_logits
+from teacher_cache.targets.soft_labels import SoftLabels, rebuilt_, rows_at_once
 
 CHUNK_POSITIONS = 256
 """Positions whose logits are held at once: 256 * 30,522 float32 are 31 MB, and up to five such buffers are in use."""
@@ -62,13 +62,11 @@ class TripleLoss:
         features = head_features(head, picked)
         of_features = torch.zeros_like(features)
         totals = _zeros(hidden.device)
-        for start in range(0, len(features), CHUNK_POSITIONS):
-            chunk = slice(start, start + CHUNK_POSITIONS)
+        for chunk in _chunks(*self._needed(batch)):
             with torch.no_grad():
                 logits = F.linear(features[chunk], head.decoder_weight, head.decoder_bias)
-                gradient = self._head_losses(logits, start, batch, step, totals)
-                if gradient is not None:
-                    of_features[chunk] = _decoder_backward(head, features[chunk], gradient.to(logits.dtype))
+                self._to_gradient_(logits, chunk.start, batch, step, totals)
+                of_features[chunk] = _decoder_backward(head, features[chunk], logits)
         outcomes, gradients = [features], [of_features]
         if self._weights.cosine and batch.hidden is not None:
             cosine = self._cosine(picked[: batch.num_kept], batch, step)
@@ -84,29 +82,57 @@ class TripleLoss:
         picked = hidden[batch.places]
         features = head_features(head, picked)
         totals = _zeros(hidden.device)
-        for start in range(0, len(features), CHUNK_POSITIONS):
-            logits = F.linear(features[start : start + CHUNK_POSITIONS], head.decoder_weight, head.decoder_bias)
-            self._head_losses(logits, start, batch, step, totals)
-            chunk, labels = _labelled(logits, start, batch)
-            totals["accuracy"] += (chunk.argmax(dim=-1) == labels).sum() / step.labels
+        for chunk in _chunks(0, len(features)):
+            logits = F.linear(features[chunk], head.decoder_weight, head.decoder_bias)
+            labelled, labels = _labelled(logits, chunk.start, batch)
+            totals["accuracy"] += (labelled.argmax(dim=-1) == labels).sum() / step.labels
+            self._to_gradient_(logits, chunk.start, batch, step, totals)
         if self._weights.cosine and batch.hidden is not None:
             totals["cosine"] += self._cosine(picked[: batch.num_kept], batch, step)
         return Losses(**totals)
 
+    def _needed(self, batch: MicroBatch) -> tuple[int, int]:
+        """From where to where of `batch.places` logits have a gradient."""
+        first = 0 if self._weights.soft_labels else batch.first_label
+        last = batch.num_kept if self._weights.soft_labels else first
+        return first, len(batch.places) if self._weights.masked_lm else last
+
+    def _to_gradient_(
+        self, logits: torch.Tensor, start: int, batch: MicroBatch, step: Denominators, totals: dict[str, torch.Tensor]
+    ) -> None:
+        """Turns a chunk's logits `[C, V]` into their weighted gradient; adds its shares to `totals`."""
+        num_rows = rows_at_once(logits)
+        with torch.autocast(logits.device.type, enabled=False):
+            teacher = self._teacher_logits(batch, slice(start, start + len(logits)))
+            for first in range(0, len(logits), num_rows):
+                rows = slice(first, first + num_rows)
+                gradient = self._head_losses(logits[rows], teacher[rows], start + first, batch, step, totals)
+                logits[rows] = 0 if gradient is None else gradient
+
+    def _teacher_logits(self, batch: MicroBatch, chunk: slice) -> torch.Tensor:
+        """Of a chunk's kept positions, rebuilt from hidden states, float32 `[K, V]`; `[0]` where no loss needs them."""
+        kept = slice(chunk.start, min(chunk.stop, batch.num_kept))
+        if not self._weights.soft_labels or self._config.soft_labels == "bucket" or kept.start >= kept.stop:
+            return torch.empty(0)
+        assert self._teacher_head is not None, "replay needs the teacher's head"
+        assert batch.hidden is not None, "replay needs the teacher's hidden states"
+        return head_logits(self._teacher_head, batch.hidden[kept]).float()
+
     def _head_losses(
         self,
         logits: torch.Tensor,
+        teacher_logits: torch.Tensor,
         start: int,
         batch: MicroBatch,
         step: Denominators,
         totals: dict[str, torch.Tensor],
     ) -> torch.Tensor | None:
-        """Adds a chunk's shares to `totals`; the weighted gradient for its logits `[C, V]`, None for zero."""
+        """Adds the shares of some rows to `totals`; the weighted gradient for their logits `[C, V]`, None for zero."""
         gradient = None
         num_kept = min(max(batch.num_kept - start, 0), len(logits))
         if self._weights.soft_labels and num_kept:
             kept = slice(start, start + num_kept)
-            loss, gradient = self._divergence(logits[:num_kept], batch, kept)
+            loss, gradient = self._divergence(logits[:num_kept], teacher_logits, batch.soft_labels[kept])
             share = self._config.temperature**2 / step.soft_positions * batch.weights[kept]
             totals["soft_labels"] += (loss * share).sum()
             gradient *= self._weights.soft_labels * share[:, None]
@@ -119,16 +145,12 @@ class TripleLoss:
             gradient[len(logits) - len(labels) :].add_(of_labels, alpha=self._weights.masked_lm / step.labels)
         return gradient
 
-    def _divergence(self, logits: torch.Tensor, batch: MicroBatch, kept: slice) -> LossAndGradient:
-        """Of a chunk's kept positions."""
-        temperature, soft = self._config.temperature, batch.soft_labels[kept]
+    def _divergence(self, logits: torch.Tensor, teacher_logits: torch.Tensor, soft: SoftLabels) -> LossAndGradient:
+        """Of kept positions."""
+        temperature = self._config.temperature
         if self._config.soft_labels == "bucket":
             return bucket_divergence(logits, soft, temperature)
-        assert self._teacher_head is not None, "replay needs the teacher's head"
-        assert batch.hidden is not None, "replay needs the teacher's hidden states"
-        with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-            teacher = replay_log_probabilities(batch.hidden[kept], self._teacher_head, soft, temperature)
-            return divergence(logits, teacher, temperature)
+        return divergence(logits, rebuilt_(teacher_logits, soft, temperature), temperature)
 
     def _cosine(self, hidden: torch.Tensor, batch: MicroBatch, step: Denominators) -> torch.Tensor:
         """Share of the mean of 1 - cosine between hidden states `[K, w]` and the teacher's `[K, d]`."""
@@ -154,6 +176,10 @@ def _decoder_backward(head: OutputHead, features: torch.Tensor, gradient: torch.
     elif weight.grad is not None:
         weight.grad += gradient.T @ features.to(gradient.dtype)
     return gradient @ weight.to(gradient.dtype)
+
+
+def _chunks(first: int, last: int) -> list[slice]:
+    return [slice(start, min(start + CHUNK_POSITIONS, last)) for start in range(first, last, CHUNK_POSITIONS)]
 
 
 def _labelled(logits: torch.Tensor, start: int, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -65,7 +65,8 @@ class ExecutionConfig:
     cpus_per_worker: Positive | None = None
     """Also a worker's threads. None: one each on a cluster, otherwise this machine's, shared between the workers."""
     batch_tokens: Positive = 16384
-    """Tokens of a teacher micro-batch, padding included."""
+    """Tokens that a worker's teacher is asked about at once, padding included: a micro-batch of a GPU, one of each of a
+    CPU's threads together."""
     address: str | None = None
     """A running Ray cluster; None: RAY_ADDRESS if set, otherwise a local Ray of this process's own."""
 

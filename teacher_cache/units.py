@@ -3,7 +3,8 @@
 Legend: B sequences, S padded length, K kept positions, d hidden size, V vocabulary; all of one micro-batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from teacher_cache.task_teacher import TaskTeacher
 from teacher_cache.teacher import Teacher
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 HEAD_POSITIONS = 1024
 """Positions whose whole logits are held at once: 1,024 * 30,522 float32 are 125 MB."""
@@ -52,14 +54,42 @@ def ask_unit(
         UserError: the teacher's answer is not finite.
     """
     rows: dict[int, Row] = {}
-    groups = group_by_tokens([len(masked.input_ids) for _, masked in unit], batch_tokens)
-    asked = ((group, _ask([unit[place][1] for place in group], teacher, pad_id, identity)) for group in groups)
-    for group, answer in _one_ahead(asked):  # so that a GPU computes on meanwhile
+    max_tokens = micro_batch_tokens(batch_tokens, teacher.device)
+    groups = group_by_tokens([len(masked.input_ids) for _, masked in unit], max_tokens)
+
+    def ask(group: list[int]) -> _Answer:
+        return _ask([unit[place][1] for place in group], teacher, pad_id, identity)
+
+    # A GPU computes on while an answer is taken apart.
+    answers = _by_threads(groups, ask) if teacher.device.type == "cpu" else _one_ahead(map(ask, groups))
+    for group, answer in zip(groups, answers, strict=True):
         answer.wait()
         stops = np.cumsum([len(unit[place][1].kept_positions) for place in group])
         for place, kept in zip(group, map(slice, [0, *stops], stops), strict=False):
             rows[place] = _row(*unit[place], answer, kept)
     return [rows[place] for place in range(len(unit))]
+
+
+def micro_batch_tokens(batch_tokens: int, device: torch.device) -> int:
+    """Of `batch_tokens`, what a micro-batch has: on a CPU as many are under way as this thread may use threads."""
+    return max(1, batch_tokens // torch.get_num_threads()) if device.type == "cpu" else batch_tokens
+
+
+def _by_threads(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
+    """Results in the items' order, each made by one thread alone: threads that share an item wait for each other at
+    every operation."""
+    num_threads = torch.get_num_threads()
+
+    def alone(item: Item) -> Result:
+        torch.set_num_threads(1)  # of this thread, and of those that begin after it
+        return work(item)
+
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ask")
+    try:
+        yield from pool.map(alone, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(num_threads)
 
 
 def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:

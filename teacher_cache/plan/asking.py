@@ -31,7 +31,13 @@ class Asker:
     """A teacher on a device, and all that a unit needs beside it."""
 
     def __init__(
-        self, loaded: LoadedTeacher, identity: Identity, vocabulary: Vocabulary, *, batch_tokens: int, device: str
+        self,
+        loaded: LoadedTeacher,
+        identity: Identity,
+        vocabulary: Vocabulary,
+        *,
+        batch_tokens: int,
+        device: torch.device,
     ) -> None:
         loaded.model.requires_grad_(False)
         self._identity, self._vocabulary = identity, vocabulary

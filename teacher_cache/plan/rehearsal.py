@@ -26,7 +26,7 @@ from teacher_cache.plan.survey import Survey
 from teacher_cache.plan.weighing import NO_DIGEST, weigh
 from teacher_cache.storage.store import Store
 from teacher_cache.teacher import LoadedTeacher, tokenizer_sha256
-from teacher_cache.units import vocabulary_of
+from teacher_cache.units import micro_batch_tokens, vocabulary_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Tried:
     shards: Sequence[Shard]
     coder: Coder
     device: str
-    num_padded_tokens: int
+    units: Sequence[Sequence[StoredSequence]]
     ask_s: float
     encode_s: float
     codebook_s: float
@@ -69,15 +69,23 @@ def rehearse(
     corpus = _store_sequences(store, survey, identity)
     stored = list(corpus.read(0, corpus.num_sequences))
     vocabulary = _vocabulary(store, loaded, corpus, identity)
+    on_gpu = torch.cuda.is_available() and spec.execution.gpus_per_worker != 0
+    device = torch.device("cuda" if on_gpu else "cpu")
     with threads(cpus_each(spec.execution)):
-        tried = _try(store, spec, loaded, stored, identity, vocabulary, progress=progress)
+        max_tokens = micro_batch_tokens(spec.execution.batch_tokens, device)
+        tried = _try(store, spec, loaded, stored, identity, vocabulary, device=device, progress=progress)
+
+    def padded(sequences: Sequence[StoredSequence]) -> int:
+        lengths = [len(sequence.input_ids) for sequence in sequences]
+        return padded_tokens(lengths, unit_sequences=spec.unit_sequences, batch_tokens=max_tokens)
+
     num_kept = sum(shard.num_kept for shard in tried.shards)
     shares = masked_shares(stored, identity=identity, vocabulary=vocabulary, num_views=spec.views)
     return Rehearsal(
-        counts=_counts(spec, survey, stored, shares),
+        counts=_counts(spec, survey, stored, shares, num_padded_tokens=padded(stored)),
         rates=weigh(store, loaded, identity, corpus, tried.shards, tried.coder, num_sources=len(survey.sources)),
         times=Times(
-            padded_token=tried.ask_s / tried.num_padded_tokens,
+            padded_token=tried.ask_s / sum(map(padded, tried.units)),
             encoded=tried.encode_s / max(num_kept, 1),
             head=tried.head_position_s,
             codebook=tried.codebook_s,
@@ -98,15 +106,14 @@ def _try(
     identity: Identity,
     vocabulary: Vocabulary,
     *,
+    device: torch.device,
     progress: bool,
 ) -> Tried:
-    on_gpu = torch.cuda.is_available() and spec.execution.gpus_per_worker != 0
     units = sample_units(stored, unit_sequences=spec.unit_sequences)
     # Not in view 0 alone: of that the codebook is made, and of a small corpus of all of it.
     views = [(-1 - unit) % spec.views for unit in range(len(units))]
     with tqdm(total=3, desc="asking the teacher", unit=" samples", disable=not progress) as bar:
-        batch_tokens, device = spec.execution.batch_tokens, "cuda" if on_gpu else "cpu"
-        asker = Asker(loaded, identity, vocabulary, batch_tokens=batch_tokens, device=device)
+        asker = Asker(loaded, identity, vocabulary, batch_tokens=spec.execution.batch_tokens, device=device)
         codebook_s = asker.make_codebook(store, stored)
         coder = asker.coder(store)
         bar.update()
@@ -119,8 +126,8 @@ def _try(
     return Tried(
         shards=[put_shard(store, rows, data, view=0, unit=unit) for unit, (rows, data) in made],
         coder=coder,
-        device=torch.cuda.get_device_name() if on_gpu else _cpu(spec.execution),
-        num_padded_tokens=sum(_padded(unit, spec) for unit in units),
+        device=torch.cuda.get_device_name() if device.type == "cuda" else _cpu(spec.execution),
+        units=units,
         ask_s=ask_s,
         encode_s=encode_s,
         codebook_s=codebook_s,
@@ -133,7 +140,15 @@ def _cpu(execution: ExecutionConfig) -> str:
     return f"{name}, for want of the GPU that is asked for" if execution.gpus_per_worker else name
 
 
-def _counts(spec: CacheSpec, survey: Survey, stored: Sequence[StoredSequence], shares: MaskedShares) -> Counts:
+def _counts(
+    spec: CacheSpec,
+    survey: Survey,
+    stored: Sequence[StoredSequence],
+    shares: MaskedShares,
+    *,
+    num_padded_tokens: int,
+) -> Counts:
+    """Of the corpus; `num_padded_tokens` are the sample's, `stored`."""
     figures = survey.figures
     scale = figures.num_tokens / sum(len(sequence.input_ids) for sequence in stored)
     return Counts(
@@ -142,15 +157,10 @@ def _counts(spec: CacheSpec, survey: Survey, stored: Sequence[StoredSequence], s
         unit_sequences=spec.unit_sequences,
         num_sequences=figures.num_sequences,
         num_tokens=figures.num_tokens,
-        num_padded_tokens=round(scale * _padded(stored, spec)),
+        num_padded_tokens=round(scale * num_padded_tokens),
         num_labels=figures.num_tokens * shares.labels,
         num_kept=figures.num_tokens * shares.kept,
     )
-
-
-def _padded(stored: Sequence[StoredSequence], spec: CacheSpec) -> int:
-    lengths = [len(sequence.input_ids) for sequence in stored]
-    return padded_tokens(lengths, unit_sequences=spec.unit_sequences, batch_tokens=spec.execution.batch_tokens)
 
 
 def _declare(store: Store, spec: CacheSpec, loaded: LoadedTeacher, survey: Survey, folder: Path) -> Identity:

@@ -19,7 +19,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.targets.heads import OutputHead, head_logits
 
 CPU_ROWS = 8
-"""Rows whose rest is summed at once on a CPU: 8 * 30,522 float32 are 1 MB."""
+"""Rows that stay in a CPU's cache between one operation and the next: 8 * 30,522 float32 are 1 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,7 @@ def keep_top(logits: torch.Tensor, *, top_k: int, temperatures: Sequence[float])
         return SoftLabels(topk_ids=ids, topk_logits=logits, rest_log_sum_exp={})
     top = logits.topk(top_k + 1, dim=-1)
     ids, level = top.indices[:, :top_k].sort(dim=-1).values, top.values[:, top_k:]
-    # Rows are taken as many at once as stay in a CPU's cache.
-    num_rows = CPU_ROWS if logits.device.type == "cpu" else max(1, len(logits))
+    num_rows = rows_at_once(logits)
     parts = zip(logits.split(num_rows), ids.split(num_rows), level.split(num_rows), strict=True)
     rests = [_rest(*part, temperatures) for part in parts]
     return SoftLabels(
@@ -104,6 +103,11 @@ def keep_top(logits: torch.Tensor, *, top_k: int, temperatures: Sequence[float])
             temperature: torch.cat([rest[temperature] for rest in rests]) for temperature in temperatures
         },
     )
+
+
+def rows_at_once(logits: torch.Tensor) -> int:
+    """As how many rows of `[K, V]` to take at a time where several operations follow one another; at least 1."""
+    return CPU_ROWS if logits.device.type == "cpu" else max(1, len(logits))
 
 
 def _rest(
@@ -138,15 +142,19 @@ def bucket_log_probabilities(soft_labels: SoftLabels, temperature: float) -> tor
 def replay_log_probabilities(
     hidden: torch.Tensor, head: OutputHead, soft_labels: SoftLabels, temperature: float
 ) -> torch.Tensor:
-    """Teacher log-probabilities `[K, V]` rebuilt from the last hidden states `[K, d]`, in float32.
+    """Teacher log-probabilities `[K, V]` rebuilt from the last hidden states `[K, d]`; see `rebuilt_`."""
+    return rebuilt_(head_logits(head, hidden).float(), soft_labels, temperature)
+
+
+def rebuilt_(rows: torch.Tensor, soft_labels: SoftLabels, temperature: float) -> torch.Tensor:
+    """Teacher log-probabilities `[K, V]` from its logits as its hidden states give them, float32, which are used up.
 
     The stored logits are put in as they are. The rest is brought to their level by its mass: at a stored temperature
     it then has the exact mass; at others, that of the nearest stored one (by ratio) is exact.
     """
-    if soft_labels.topk_ids.shape[-1] == head.decoder_weight.shape[0]:
-        return (soft_labels.topk_logits / temperature).log_softmax(dim=-1)
     ids, top = soft_labels.topk_ids, soft_labels.topk_logits / temperature
-    rows = head_logits(head, hidden).float()
+    if ids.shape[-1] == rows.shape[-1]:
+        return top.log_softmax(dim=-1)
     if not soft_labels.rest_log_sum_exp:
         return rows.div_(temperature).scatter_(-1, ids, top).log_softmax(dim=-1)
     nearest = min(soft_labels.rest_log_sum_exp, key=lambda stored: abs(math.log(stored / temperature)))

@@ -1,5 +1,8 @@
 """One unit: what the teacher is asked, and which answer goes into which row."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from teacher_cache.format.spec import (
     TeacherIdentity,
 )
 from teacher_cache.masking import mask_sequence
+from teacher_cache.plan.asking import threads
 from teacher_cache.teacher import LoadedTeacher, Teacher, load_teacher
 from teacher_cache.units import ask_unit, mask_unit, vocabulary_of
 from tests import families
@@ -110,15 +114,45 @@ def test_rows_are_what_the_model_says_of_each_masked_sequence_alone(family: str,
     assert sum(len(row.kept_positions) for row in rows) > 30, "the comparison must be of something"
 
 
+def assert_equal_but_for_rounding(left: list[Row], right: list[Row]) -> None:
+    for one, other in zip(left, right, strict=True):
+        assert one.sequence_id == other.sequence_id
+        for name in ("input_ids", "label_positions", "label_ids", "kept_positions", "rates", "topk_ids"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        np.testing.assert_allclose(one.topk_logits, other.topk_logits, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(one.hidden[-1], other.hidden[-1], rtol=0, atol=1e-5)
+
+
 def test_the_size_of_micro_batches_changes_only_rounding(bert: LoadedTeacher) -> None:
     asked = identity()
-    alone, together = compute(bert, asked, batch_tokens=1), compute(bert, asked, batch_tokens=10_000)
-    for left, right in zip(alone, together, strict=True):
-        assert left.sequence_id == right.sequence_id
-        for name in ("input_ids", "label_positions", "label_ids", "kept_positions", "rates", "topk_ids"):
-            np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
-        np.testing.assert_allclose(left.topk_logits, right.topk_logits, rtol=0, atol=1e-4)
-        np.testing.assert_allclose(left.hidden[-1], right.hidden[-1], rtol=0, atol=1e-5)
+    assert_equal_but_for_rounding(compute(bert, asked, batch_tokens=1), compute(bert, asked, batch_tokens=10_000))
+
+
+def test_threads_of_a_cpu_ask_side_by_side_each_with_its_own_micro_batch(
+    bert: LoadedTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = compute(bert, identity())
+    both, seen = threading.Barrier(2, timeout=30), []
+    encode = Teacher.encode
+
+    def together(*arguments: Any) -> dict[int, torch.Tensor]:
+        seen.append((torch.get_num_threads(), arguments[1].numel()))
+        if len(seen) <= 2:
+            both.wait()
+        return encode(*arguments)
+
+    monkeypatch.setattr(Teacher, "encode", together)
+    with threads(2):
+        assert_equal_but_for_rounding(compute(bert, identity()), expected)
+        assert torch.get_num_threads() == 2
+        assert fresh_thread(torch.get_num_threads) == 2, "threads that begin later have all of them again"
+    assert {number for number, _ in seen} == {1}
+    assert max(tokens for _, tokens in seen) <= 64 // 2
+
+
+def fresh_thread(work: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 def test_the_head_is_asked_in_chunks_that_change_nothing(bert: LoadedTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
