@@ -24,9 +24,10 @@ from teacher_cache.format.manifest import Digests, Shard, Shards
 from teacher_cache.format.objects import ObjectRef
 from teacher_cache.format.shard_list import Part, column_names, shard_key
 from teacher_cache.format.spec import Identity
+from teacher_cache.pipeline.job import Job
+from teacher_cache.pipeline.views import _in_order
 from teacher_cache.shell.settings import parse
 from teacher_cache.storage.store import Store
-from teacher_cache.views import Job, _in_order
 
 UNIT_SEQUENCES, SEQUENCE_LENGTH = 1024, 512
 BATCH_SEQUENCES = 4000

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from teacher_cache.config import CacheSpec
 from teacher_cache.errors import UserError
-from teacher_cache.executors import cpus_each
-from teacher_cache.pipeline import load_teacher
+from teacher_cache.pipeline.declare import load_teacher
+from teacher_cache.pipeline.executors import cpus_each
 from teacher_cache.plan.advice import Advice, advise
 from teacher_cache.plan.costs import (
     BuildPrice,

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from teacher_cache.config import CacheSpec, ExecutionConfig
 from teacher_cache.corpus.files import CorpusFile
-from teacher_cache.executors import cpus_each
 from teacher_cache.format import sequences, token_counts
 from teacher_cache.format.coder import Coder
 from teacher_cache.format.manifest import Shard
@@ -17,7 +16,8 @@ from teacher_cache.format.sequences import Sequences, StoredSequence, TokenisedF
 from teacher_cache.format.shard import put_shard
 from teacher_cache.format.spec import Identity, TeacherIdentity
 from teacher_cache.masking import Vocabulary, rare_probabilities
-from teacher_cache.pipeline import declare, identify
+from teacher_cache.pipeline.declare import declare, identify
+from teacher_cache.pipeline.executors import cpus_each
 from teacher_cache.plan.asking import Asker, threads
 from teacher_cache.plan.costs import Times
 from teacher_cache.plan.sample import MaskedShares, masked_shares, sample_units

@@ -16,7 +16,7 @@ from teacher_cache.format.cache import Cache
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.format.objects import MAX_LIST_BYTES, ObjectRef
 from teacher_cache.format.sequences import Sequences
-from teacher_cache.single_writer import writable
+from teacher_cache.pipeline.single_writer import writable
 from teacher_cache.storage.store import Store
 
 NUM_THREADS = 4

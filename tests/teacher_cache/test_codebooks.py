@@ -103,7 +103,7 @@ class TestOnce:
     def test_a_second_build_does_not_make_it_again(
         self, copy: Path, whole: Cache, teacher: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("teacher_cache.pipeline.CodebookWorker", None)
+        monkeypatch.setattr("teacher_cache.pipeline.codebook.CodebookWorker", None)
         for path in [*copy.glob("commits/*/000000001.json"), *copy.glob("manifests/*")]:
             path.unlink()
         assert build(small_spec(copy, teacher, views=2), progress=False).num_units_built == 1 + 2

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache import UserError, build, open_cache, single_writer
+from teacher_cache import UserError, build, open_cache
 from teacher_cache.format import documents
-from teacher_cache.single_writer import CLAIM_KEY, STALE_S, writable
+from teacher_cache.pipeline import single_writer
+from teacher_cache.pipeline.single_writer import CLAIM_KEY, STALE_S, writable
 from teacher_cache.storage.store import Store
 from teacher_cache.verify import verify
 from tests.caches import make_spec

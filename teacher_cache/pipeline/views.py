@@ -3,63 +3,21 @@
 import contextlib
 import random
 import time
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from teacher_cache.config import ExecutionConfig
 from teacher_cache.errors import Interrupted, UserError
-from teacher_cache.executors import Executor
 from teacher_cache.format import attempts, codebook, manifest, teacher_files, token_counts
 from teacher_cache.format import spec as spec_file
 from teacher_cache.format.manifest import Digests, Manifest
-from teacher_cache.format.sequences import Sequences
-from teacher_cache.format.spec import Identity
 from teacher_cache.metrics import BuildMetrics
-from teacher_cache.storage.store import Store
-from teacher_cache.workers import Receipt, UnitWorker
+from teacher_cache.pipeline.job import Job
+from teacher_cache.pipeline.workers import Receipt
 
 GRACE_S = 60.0
 """How long a unit that was marked, but not committed, may still be under way at another builder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A cache that is ready to be asked about, and who asks."""
-
-    store: Store
-    identity: Identity
-    corpus: Sequences
-    execution: ExecutionConfig
-    workers: Executor
-    progress: bool
-    run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    """Names the marks of this call's attempts."""
-
-    @property
-    def num_units(self) -> int:
-        return -(-self.corpus.num_sequences // self.identity.unit_sequences)
-
-    @property
-    def worker_arguments(self) -> dict[str, Any]:
-        return {"url": self.store.url, "batch_tokens": self.execution.batch_tokens}
-
-    def ask(self, units: Iterable[tuple[int, int]], *, repair: bool = False) -> Iterator[Receipt]:
-        """Receipts of units, each named by view and number, in any order.
-
-        Raises:
-            UserError: something failed that would fail for every unit.
-        """
-        items = ({"view": view, "unit": unit, "repair": repair} for view, unit in units)
-        arguments = {**self.worker_arguments, "run": self.run, "commits": not self.store.single_writer}
-        for item in self.workers.actors(items, UnitWorker, arguments):
-            receipt = Receipt(**item)
-            if receipt.is_fatal:
-                raise UserError(receipt.error)
-            yield receipt
 
 
 @dataclass(frozen=True, kw_only=True)

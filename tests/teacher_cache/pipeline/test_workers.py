@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from teacher_cache import units
-from teacher_cache.executors import CALLS_PER_ACTOR
 from teacher_cache.format import attempts, manifest, shard
+from teacher_cache.pipeline.executors import CALLS_PER_ACTOR
+from teacher_cache.pipeline.workers import UnitWorker
 from teacher_cache.storage.store import Store
-from teacher_cache.workers import UnitWorker
 from tests.caches import build_cache
 
 VIEW = 1

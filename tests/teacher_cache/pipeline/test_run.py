@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from teacher_cache import UserError, open_cache
-from teacher_cache.workers import UnitWorker
+from teacher_cache.pipeline.workers import UnitWorker
 from tests import caches, families
 from tests.teacher_cache.builds import DOCUMENTS, NUM_DOCUMENTS, MakeSpec, counted_calls, run, shard_digests, snapshot
 
@@ -241,7 +241,7 @@ class TestOnRay:
     ) -> None:
         here, on_ray = make_spec("here"), make_spec("ray", execution={"num_workers": 2})
         run(here)
-        monkeypatch.setattr("teacher_cache.views.UnitWorker", DiesOnce)
+        monkeypatch.setattr("teacher_cache.pipeline.job.UnitWorker", DiesOnce)
         run(on_ray)
         assert Path(f"{on_ray.cache}.died").exists()
         assert [unit for unit, *_ in shard_digests(on_ray.cache)] == list(range(5))

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from teacher_cache import UserError, build, open_cache, pipeline, units, views
+from teacher_cache import UserError, build, open_cache, pipeline, units
 from teacher_cache.config import CacheSpec, ExecutionConfig
 from teacher_cache.format import attempts, manifest
 from teacher_cache.format.row import Row
-from teacher_cache.pipeline import BuildSummary
+from teacher_cache.pipeline import BuildSummary, views
+from teacher_cache.pipeline.workers import UnitWorker
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
 from teacher_cache.verify import verify
-from teacher_cache.workers import UnitWorker
 from tests.caches import make_spec
 from tests.disks import grow, small_disk
 
@@ -253,7 +253,7 @@ class TestPool:
                 sealed_at.append(open_cache(spec.cache).num_views)
                 return super().__call__(item)
 
-        monkeypatch.setattr(views, "UnitWorker", Counted)
+        monkeypatch.setattr("teacher_cache.pipeline.job.UnitWorker", Counted)
         run(spec)
         assert Counted.num_made == 1
         assert sealed_at == [0] * 5 + [1] * 5 + [2] * 5

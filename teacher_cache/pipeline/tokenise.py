@@ -1,24 +1,76 @@
-"""What runs on Ray workers before there is a teacher: corpus files described and tokenised.
+"""Corpus files become sequences, once: what the driver asks for, and the Ray tasks that do it file by file.
 
-Each call takes and gives back a small dictionary. A user's mistake comes back as `error`, because an exception would
+Each task takes and gives back a small dictionary. A user's mistake comes back as `error`, because an exception would
 stop the whole dataset.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import islice
 from typing import Any
 
+from tqdm import tqdm
+
 from teacher_cache.corpus.documents import pieces
-from teacher_cache.corpus.files import describe
+from teacher_cache.corpus.files import CorpusFile, describe
 from teacher_cache.corpus.sequences import sequences as tokenise
 from teacher_cache.errors import UserError
 from teacher_cache.format import sequences
 from teacher_cache.format.cache import open_cache
 from teacher_cache.format.objects import ObjectRef
-from teacher_cache.format.sequences import TokenisedFile
+from teacher_cache.format.sequences import Sequences, TokenisedFile
 from teacher_cache.format.spec import CorpusIdentity, Identity
+from teacher_cache.pipeline.executors import Executor, checked
 from teacher_cache.storage.store import Store
+
+
+def describe_files(corpus: Sequence[tuple[str, str]], workers: Executor, *, text_field: str | None) -> list[CorpusFile]:
+    """Size and digest of every corpus file, in order; with `text_field`, every document is read as well.
+
+    Raises:
+        UserError: a file cannot be used, or there is no text in any.
+    """
+    items = [{"file": file, "url": url, "format": format} for file, (url, format) in enumerate(corpus)]
+    described = {row["file"]: row for row in checked(workers.tasks(items, DescribeFile(text_field)))}
+    if not any(row["has_text"] for row in described.values()):
+        raise _no_text(len(items))
+    return [CorpusFile(**_without(described[file], "file", "has_text")) for file in range(len(corpus))]
+
+
+def _no_text(num_files: int) -> UserError:
+    return UserError(f"the corpus has no usable text: {num_files} files, no token; check corpus.paths and format")
+
+
+def build_sequences(
+    store: Store, identity: Identity, files: Sequence[CorpusFile], workers: Executor, *, progress: bool
+) -> Sequences:
+    """Tokenises the files that are not committed yet, in parallel, and seals the sequences.
+
+    Raises:
+        UserError: a file cannot be used, or there is no text in any.
+    """
+    try:
+        sealed = Sequences(store)
+    except FileNotFoundError:
+        sealed = _tokenise(store, identity, files, workers, progress=progress)
+    if not sealed.num_sequences:
+        raise _no_text(len(files))
+    return sealed
+
+
+def _tokenise(
+    store: Store, identity: Identity, files: Sequence[CorpusFile], workers: Executor, *, progress: bool
+) -> Sequences:
+    done = sequences.committed_files(store)
+    items = [
+        {"file": place, "url": file.url, "format": file.format} for place, file in enumerate(files) if place not in done
+    ]
+    results = checked(workers.tasks(items, TokeniseFile(store.url, identity.fingerprint)))
+    for _ in tqdm(results, "tokenising", len(items), unit=" files", disable=not progress):
+        pass
+    sequences.seal(store, len(files), identity.fingerprint)
+    return Sequences(store)
 
 
 class DescribeFile:
@@ -90,3 +142,7 @@ def tokeniser(url: str, fingerprint: str) -> tuple[Store, Identity, Any]:
 
     cache = open_cache(url)
     return cache.store, cache.spec, AutoTokenizer.from_pretrained(cache.teacher.folder)
+
+
+def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in (*names, "error")}

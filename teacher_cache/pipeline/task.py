@@ -1,4 +1,4 @@
-"""Building a task's cache: its training features become sequences once, and then all goes as in `pipeline`."""
+"""Building a task's cache: its training features become sequences once, and then all goes as in `run`."""
 
 import contextlib
 import tempfile
@@ -8,24 +8,25 @@ from pathlib import Path
 
 from teacher_cache import teacher as teachers
 from teacher_cache.config import TaskCacheSpec
-from teacher_cache.executors import executor
 from teacher_cache.format import sequences
 from teacher_cache.format import spec as spec_file
 from teacher_cache.format.sequences import Sequences, StoredSequence
 from teacher_cache.format.spec import Identity, TaskCorpusIdentity, TaskObjective, task_identity
-from teacher_cache.pipeline import BuildSummary, declare, finish_views, save_teacher
-from teacher_cache.single_writer import writable
+from teacher_cache.pipeline.declare import declare, save_teacher
+from teacher_cache.pipeline.executors import executor
+from teacher_cache.pipeline.job import Job
+from teacher_cache.pipeline.single_writer import writable
+from teacher_cache.pipeline.summary import BuildSummary, finish_views
 from teacher_cache.storage.store import Store
 from teacher_cache.task_sequences import put_sequences, task_sequences
 from teacher_cache.tasks.task import load_task
-from teacher_cache.views import Job
 
 
 def build_task(spec: TaskCacheSpec, *, progress: bool = True) -> BuildSummary:
     """Builds a task's cache, or finishes one.
 
     Raises:
-        UserError: see `pipeline.build`.
+        UserError: see `run.build`.
     """
     start = time.perf_counter()
     with contextlib.ExitStack() as resources:

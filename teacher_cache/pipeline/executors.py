@@ -102,6 +102,18 @@ class OnRay:
             ) from None
 
 
+def checked(results: Iterator[Item]) -> Iterator[Item]:
+    """Stops at the first error.
+
+    Raises:
+        UserError: its message.
+    """
+    for result in results:
+        if result["error"]:
+            raise UserError(result["error"])
+        yield result
+
+
 @contextlib.contextmanager
 def executor(execution: ExecutionConfig) -> Iterator[Executor]:
     """The executor that a configuration asks for; leaves Ray as it was found."""
