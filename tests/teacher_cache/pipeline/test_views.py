@@ -367,7 +367,7 @@ def test_a_unit_that_kills_every_actor_is_given_up_and_the_others_are_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(tmp_path / "cache", execution={"num_workers": 2, "gpus_per_worker": 0})
-    monkeypatch.setattr(views, "UnitWorker", DiesAtUnit)
+    monkeypatch.setattr("teacher_cache.pipeline.job.UnitWorker", DiesAtUnit)
     monkeypatch.setattr(views, "_wait_for_others", None)  # the marks are all of this run
     with pytest.raises(UserError, match=r"(?s)1 of 5 units .*unit 2 .*, 3 attempts: its process died\n"):
         run(spec)
