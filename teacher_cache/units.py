@@ -3,7 +3,8 @@
 Legend: B sequences, S padded length, K kept positions, d hidden size, V vocabulary; all of one micro-batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -61,12 +62,13 @@ def ask_unit(
         return _ask([unit[place][1] for place in group], teacher, pad_id, identity)
 
     # A GPU computes on while an answer is taken apart.
-    answers = _by_threads(groups, ask) if teacher.device.type == "cpu" else _one_ahead(map(ask, groups))
-    for group, answer in zip(groups, answers, strict=True):
-        answer.wait()
-        stops = np.cumsum([len(unit[place][1].kept_positions) for place in group])
-        for place, kept in zip(group, map(slice, [0, *stops], stops), strict=False):
-            rows[place] = _row(*unit[place], answer, kept)
+    asked = _by_threads(groups, ask) if teacher.device.type == "cpu" else _one_ahead(map(ask, groups))
+    with contextlib.closing(asked) as answers:
+        for group, answer in zip(groups, answers, strict=True):
+            answer.wait()
+            stops = np.cumsum([len(unit[place][1].kept_positions) for place in group])
+            for place, kept in zip(group, map(slice, [0, *stops], stops), strict=False):
+                rows[place] = _row(*unit[place], answer, kept)
     return [rows[place] for place in range(len(unit))]
 
 
@@ -75,7 +77,7 @@ def micro_batch_tokens(batch_tokens: int, device: torch.device) -> int:
     return max(1, batch_tokens // torch.get_num_threads()) if device.type == "cpu" else batch_tokens
 
 
-def _by_threads(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
+def _by_threads(items: Sequence[Item], work: Callable[[Item], Result]) -> Generator[Result, None, None]:
     """Results in the items' order, each made by one thread alone: threads that share an item wait for each other at
     every operation."""
     num_threads = torch.get_num_threads()
@@ -92,10 +94,11 @@ def _by_threads(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterat
         torch.set_num_threads(num_threads)
 
 
-def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+def _one_ahead(items: Iterable[Item]) -> Generator[Item, None, None]:
     """The same items, each once the next one is made."""
-    held = list(islice(items, 1))
-    for item in items:
+    left = iter(items)
+    held = list(islice(left, 1))
+    for item in left:
         yield held.pop()
         held.append(item)
     yield from held

@@ -69,7 +69,7 @@ class Text:
 
 
 TEXTS = {"packed": Text("full", 8, 3, 32), "natural lengths": Text("documents", 4, 3, 64)}
-PAIR = Text("full", 2, 1, 8)
+PAIR = Text("full", 2, 4, 8)
 """For one actor against two."""
 BATCH_TOKENS = 4096
 
