@@ -23,7 +23,8 @@ from teacher_cache.targets.heads import OutputHead, head_features, head_logits
 from teacher_cache.targets.soft_labels import SoftLabels, rebuilt_, rows_at_once
 
 CHUNK_POSITIONS = 256
-"""Positions whose logits are held at once: 256 * 30,522 float32 are 31 MB, and up to five such buffers are in use."""
+"""Positions whose logits are held at once: 256 * 30,522 float32 are 31 MB, and on a GPU up to five such buffers are in
+use; a CPU takes few rows at a time through all but the matrix products, and holds two."""
 
 
 @dataclass(frozen=True, kw_only=True)
