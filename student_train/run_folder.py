@@ -21,7 +21,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.storage.store import Store
 
 RUN_KEY, METRICS_KEY, HELD_OUT_KEY, SUMMARY_KEY = "run.json", "metrics.jsonl", "held_out.jsonl", "summary.json"
-DIVERGED_PREFIX = "diverged"
+DIVERGED_PREFIX, MODEL_PREFIX = "diverged", "model"
 MAX_BYTES = 2**30
 LOSS_NAMES = ("soft_labels", "masked_lm", "cosine")
 

@@ -24,8 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from student_train.export.finished import MODEL_PREFIX
-from student_train.run_folder import RUN_KEY
+from student_train.run_folder import MODEL_PREFIX, RUN_KEY
 from teacher_cache.errors import UserError
 from teacher_cache.storage.store import KEY, Store
 from teacher_cache.targets.heads import family_of, num_positions

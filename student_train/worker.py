@@ -9,10 +9,17 @@ import transformers
 
 from student_train import diverged
 from student_train.config import StudentSpec
-from student_train.export.finished import MODEL_PREFIX, export
+from student_train.export.finished import export
 from student_train.loop import DivergedError, Trainer
 from student_train.rank import Rank
-from student_train.run_folder import DIVERGED_PREFIX, HeldOutReport, RunDescription, StepReport, TrainSummary
+from student_train.run_folder import (
+    DIVERGED_PREFIX,
+    MODEL_PREFIX,
+    HeldOutReport,
+    RunDescription,
+    StepReport,
+    TrainSummary,
+)
 from student_train.run_log import RunLog, Show
 from student_train.sources import describe, views_line
 from student_train.tracking import Tracker

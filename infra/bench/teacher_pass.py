@@ -54,7 +54,7 @@ class Size:
 
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-FULL = Size(config=BERT_BASE, vocab_size=30_522, sequence_length=512, loop_tokens=8192)
+FULL = Size(config=BERT_BASE, vocab_size=30_522, sequence_length=512, loop_tokens=16_384)
 QUICK = Size(config=SMALL, vocab_size=2000, sequence_length=64, loop_tokens=2048)
 
 
@@ -68,8 +68,8 @@ class Text:
     unit_sequences: int
 
 
-TEXTS = {"packed": Text("full", 8, 3, 32), "natural lengths": Text("documents", 4, 3, 64)}
-PAIR = Text("full", 2, 4, 8)
+TEXTS = {"packed": Text("full", 4, 8, 32), "natural lengths": Text("documents", 2, 3, 64)}
+PAIR = Text("full", 1, 4, 8)
 """For one actor against two."""
 BATCH_TOKENS = 4096
 

@@ -8,12 +8,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoTokenizer, PreTrainedModel
 
 from student_train.config import StudentSpec
-from student_train.run_folder import StepReport
+from student_train.run_folder import MODEL_PREFIX, StepReport
 from teacher_cache.format.cache import Cache
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
-
-MODEL_PREFIX = "model"
 
 
 def export(

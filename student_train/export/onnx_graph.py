@@ -134,6 +134,8 @@ def onnx_logits(path: Path) -> Logits:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # of errors alone
+    # Idle threads that spin for their next work would take the cores of what is timed beside them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_inputs()]
 

@@ -11,8 +11,8 @@
 All are JSON documents with digests, see `teacher_cache.format.documents`.
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -23,7 +23,7 @@ from teacher_cache.format import documents
 from teacher_cache.format.spec import differences
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
-from teacher_cache.tasks.record import TaskFile
+from teacher_cache.tasks.record import Task, TaskFile
 
 RECIPE_KEY = "finetune.json"
 MODEL_FOLDER = "model"
@@ -71,8 +71,6 @@ class ModelRecord:
     """Of these parameters in float32."""
     content_sha256: str
     """Of the encoder's tensors and the tokenizer: another model under this name is told apart."""
-    taught: dict[str, Teaching] = field(default_factory=dict)
-    """By task: the teacher that it learns from, too; without one it learns from labels alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +86,8 @@ class TaskRecord:
     num_dev: int
     files: list[TaskFile]
     """None of a hub data set."""
+    content_sha256: str
+    """Of its examples."""
     config: dict[str, Any]
     """As `TaskConfig` takes it."""
 
@@ -111,6 +111,8 @@ class RunRecord:
     """Optimiser steps that were made."""
     folder: str | None
     """Where the fine-tuned model lies; None: it was not kept."""
+    taught: Teaching | None = None
+    """None: it learned from labels alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,16 @@ def read(store: Store, key: str, kind: type[Record]) -> Record | None:
         raise UserError(f"{name} is of another version; choose another output") from None
 
 
+def read_model(store: Store, name: str) -> ModelRecord | None:
+    """See `read`."""
+    return read(store, f"models/{safe_name(name)}.json", ModelRecord)
+
+
+def read_task(store: Store, name: str) -> TaskRecord | None:
+    """See `read`."""
+    return read(store, f"tasks/{safe_name(name)}.json", TaskRecord)
+
+
 def read_runs(store: Store, models: Iterable[str], tasks: Iterable[str]) -> list[RunRecord]:
     """All runs of the given models and tasks.
 
@@ -179,8 +191,8 @@ def read_results(store: Store) -> Results:
     recipe = read(store, RECIPE_KEY, Recipe)
     if recipe is None:
         raise UserError(f"{store.url} holds nothing of `student-train finetune`: there is no {RECIPE_KEY}")
-    models = [read(store, f"models/{safe_name(name)}.json", ModelRecord) for name in recipe.models]
-    tasks = [read(store, f"tasks/{safe_name(name)}.json", TaskRecord) for name in recipe.tasks]
+    models = [read_model(store, name) for name in recipe.models]
+    tasks = [read_task(store, name) for name in recipe.tasks]
     runs = read_runs(store, recipe.models, recipe.tasks)
     return Results(
         reference=recipe.reference,
@@ -204,8 +216,31 @@ def recipe_of(config: FinetuneConfig) -> Recipe:
     )
 
 
-def begin(store: Store, recipe: Recipe, models: list[ModelRecord], tasks: list[TaskRecord]) -> None:
+def task_record(task: Task) -> TaskRecord:
+    return TaskRecord(
+        name=task.name,
+        kind=task.kind,
+        labels=list(task.labels),
+        metrics=list(task.metrics),
+        num_train=len(task.train),
+        num_dev=len(task.dev),
+        files=list(task.files),
+        content_sha256=task.content_sha256,
+        config=to_dict(task.config),
+    )
+
+
+def begin(
+    store: Store,
+    recipe: Recipe,
+    models: list[ModelRecord],
+    tasks: list[TaskRecord],
+    teachings: Mapping[tuple[str, str], Teaching],
+) -> None:
     """Writes what a command asks for, before its first run.
+
+    Args:
+        teachings: by model and task.
 
     Raises:
         UserError: the output holds runs that could not be compared with it; or a record is damaged.
@@ -217,6 +252,10 @@ def begin(store: Store, recipe: Recipe, models: list[ModelRecord], tasks: list[T
     for name, record in named:
         old = read(store, key_of(record), type(record))
         found += differences(_content(old), _content(record), name) if old else []
+    taught = {(run.model, run.task): run.taught for run in read_runs(store, recipe.models, recipe.tasks)}
+    for (model, task), then in taught.items():
+        now = teachings.get((model, task))
+        found += differences(then and asdict(then), now and asdict(now), f"distillation.{model}.{task}")
     if found:
         told = "; ".join(f"{path} is {_short(old)} there and {_short(new)} here" for path, old, new in found)
         raise UserError(
@@ -234,7 +273,7 @@ def _content(record: ModelRecord | TaskRecord) -> dict[str, Any]:
     if isinstance(record, ModelRecord):
         return {key: value for key, value in values.items() if key != "path"}
     config = {key: value for key, value in record.config.items() if key not in ("folder", "train", "dev")}
-    return values | {"config": config, "files": [file.sha256 for file in record.files]}
+    return {key: value for key, value in values.items() if key != "files"} | {"config": config}
 
 
 def _short(value: Any) -> str:

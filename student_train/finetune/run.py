@@ -11,11 +11,10 @@ from student_train.finetune.config import FinetuneConfig
 from student_train.finetune.models import describe, normal_path
 from student_train.finetune.plan import Done, Plan, Run, done_of
 from student_train.finetune.pools import Outcome, pool
-from student_train.finetune.records import Results, RunRecord, TaskRecord
+from student_train.finetune.records import Results, RunRecord
 from student_train.finetune.teacher_logits import teachings
 from student_train.finetune.text import line
 from teacher_cache.errors import UserError
-from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
 from teacher_cache.storage.urls import normal_url
 from teacher_cache.tasks.config import TaskConfig
@@ -44,13 +43,10 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         raise UserError("fine-tuning needs accelerate: pip install 'teacher-cache[tasks]'")
     config = with_absolute_paths(config)
     store, recipe = Store(config.output), records.recipe_of(config)
-    tasks = [_task_record(name, task) for name, task in config.tasks.items()]
+    tasks = [records.task_record(load_task(name, task)) for name, task in config.tasks.items()]
     lengths = {name: task.max_length for name, task in config.tasks.items()}
-    models = [
-        replace(describe(name, path, max_lengths=lengths), taught=teachings(config, name, tasks))
-        for name, path in config.models.items()
-    ]
-    records.begin(store, recipe, models, tasks)
+    models = [describe(name, path, max_lengths=lengths) for name, path in config.models.items()]
+    records.begin(store, recipe, models, tasks, teachings(config.distillation, tasks))
     plan = Plan(models=recipe.models, tasks=recipe.tasks, lrs=recipe.lrs, seeds=recipe.seeds)
     errors = _make_all(config, plan, store, {task.name: task.metrics[0] for task in tasks})
     return FinetuneResult(ok=not errors, output=store.url, results=records.read_results(store), errors=errors)
@@ -72,20 +68,6 @@ def _with_absolute_paths(task: TaskConfig) -> TaskConfig:
     places = {key: getattr(task, key) for key in ("folder", "train", "dev")}
     absolute: dict[str, Any] = {key: normal_url(url) for key, url in places.items() if url is not None}
     return replace(task, hub=task.hub and normal_path(task.hub), **absolute)
-
-
-def _task_record(name: str, config: TaskConfig) -> TaskRecord:
-    task = load_task(name, config)
-    return TaskRecord(
-        name=name,
-        kind=task.kind,
-        labels=list(task.labels),
-        metrics=list(task.metrics),
-        num_train=len(task.train),
-        num_dev=len(task.dev),
-        files=list(task.files),
-        config=to_dict(config),
-    )
 
 
 def _make_all(config: FinetuneConfig, plan: Plan, store: Store, metrics: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from student_train.finetune.config import FinetuneConfig
+from student_train.finetune.config import DistillationConfig
 from student_train.finetune.records import TaskRecord, Teaching
 from teacher_cache.errors import UserError
 from teacher_cache.format.cache import Cache, open_cache
@@ -26,19 +26,29 @@ TEACHER_LOGITS = "teacher_logits"
 """Of a batch: float32 [B, C], of tagging and question answering [B, S, C]."""
 
 
-def teachings(config: FinetuneConfig, model: str, tasks: Sequence[TaskRecord]) -> dict[str, Teaching]:
-    """How a model learns from caches, by task.
+def teachings(config: DistillationConfig, tasks: Sequence[TaskRecord]) -> dict[tuple[str, str], Teaching]:
+    """How models learn from caches, by model and task.
 
     Raises:
         UserError: a cache is not whole, or not of its task.
     """
-    own = config.distillation
-    urls = own.caches.get(model, {})
-    caches = {task.name: opened(urls[task.name], task) for task in tasks if task.name in urls}
     return {
-        task: Teaching(fingerprint=cache.fingerprint, temperature=own.temperature, soft_weight=own.soft_weight)
-        for task, cache in caches.items()
+        (model, task.name): teaching(config, caches[task.name], task)
+        for model, caches in config.caches.items()
+        for task in tasks
+        if task.name in caches
     }
+
+
+def teaching(config: DistillationConfig, url: str, task: Task | TaskRecord) -> Teaching:
+    """How a model learns from a task's cache.
+
+    Raises:
+        UserError: it is not whole, or of another task.
+    """
+    return Teaching(
+        fingerprint=opened(url, task).fingerprint, temperature=config.temperature, soft_weight=config.soft_weight
+    )
 
 
 def opened(url: str, task: Task | TaskRecord) -> Cache:

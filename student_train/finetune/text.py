@@ -45,11 +45,15 @@ def tables(results: Results) -> str:
 def _scores(results: Results, model: str) -> list[str]:
     mean = average(results, model)
     cells = [cell(results, model, task.name) for task in results.tasks]
-    return [*map(_score, cells), f"{mean.score:.1f}" if mean else NOTHING]
+    return [*(_score(found, len(results.seeds)) for found in cells), f"{mean.score:.1f}" if mean else NOTHING]
 
 
-def _score(found: Cell | None) -> str:
-    return f"{found.median:.1f} ±{(found.most - found.least) / 2:.1f}" if found else NOTHING
+def _score(found: Cell | None, num_seeds: int) -> str:
+    if not found:
+        return NOTHING
+    num_there = len(found.scores)
+    spread = f" ±{(found.most - found.least) / 2:.1f}" if num_there > 1 else ""
+    return f"{found.median:.1f}{spread}" + (f" ({num_there} of {num_seeds})" if num_there < num_seeds else "")
 
 
 def _kept(results: Results, model: str) -> list[str]:

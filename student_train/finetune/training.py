@@ -21,19 +21,22 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from student_train.finetune import records
 from student_train.finetune.config import DistillationConfig, FinetuneConfig
-from student_train.finetune.models import load_model, load_tokenizer
+from student_train.finetune.models import describe, load_model, load_tokenizer
 from student_train.finetune.plan import Run
 from student_train.finetune.records import MODEL_FOLDER, RunRecord, run_key
 from student_train.finetune.soft_loss import answer_mask, soft_loss, task_logits
-from student_train.finetune.teacher_logits import FEATURE, TEACHER_LOGITS, TaughtCollator, read_logits
+from student_train.finetune.teacher_logits import FEATURE, TEACHER_LOGITS, TaughtCollator, read_logits, teaching
 from student_train.saved_model import local_path
+from teacher_cache.errors import UserError
 from teacher_cache.storage.store import Store
 from teacher_cache.tasks.record import Task
 from teacher_cache.tasks.task import features, load_task, score
 
 CLIP_NORM = 1.0
 """As in BERT's own fine-tuning."""
+_AGAIN = "run the command again with another `output`"
 
 
 class DivergedError(Exception):
@@ -47,10 +50,13 @@ def finetune_once(config: FinetuneConfig, run: Run, *, on_gpu: bool) -> RunRecor
         UserError: the model or the task is no longer what it was when it was checked.
     """
     task = load_task(run.task, config.tasks[run.task])
+    _check_unchanged(config, run, task)
+    taught = None
     with local_path(config.models[run.model]) as folder, tempfile.TemporaryDirectory() as temporary:
         tokenizer = load_tokenizer(folder)
         train, collate = features(task, "train", tokenizer), _collator(task, tokenizer)
         if url := config.distillation.caches.get(run.model, {}).get(run.task):
+            taught = teaching(config.distillation, url, task)
             collate = TaughtCollator(collate, read_logits(url, task, train, run.model))
             train = train.add_column(FEATURE, list(range(len(train))))
         set_seed(run.seed)
@@ -78,7 +84,17 @@ def finetune_once(config: FinetuneConfig, run: Run, *, on_gpu: bool) -> RunRecor
         seconds=seconds,
         num_steps=trainer.state.global_step,
         folder=kept,
+        taught=taught,
     )
+
+
+def _check_unchanged(config: FinetuneConfig, run: Run, task: Task) -> None:
+    store, path = Store(config.output), config.models[run.model]
+    task_then, model_then = records.read_task(store, run.task), records.read_model(store, run.model)
+    if task_then and task_then.content_sha256 != task.content_sha256:
+        raise UserError(f"task {run.task} is not what it was when the command began; {_AGAIN}")
+    if model_then and model_then.content_sha256 != describe(run.model, path, max_lengths={}).content_sha256:
+        raise UserError(f"model {run.model} ({path}) is not what it was when the command began; {_AGAIN}")
 
 
 def _train_and_score(trainer: Trainer, task: Task, dev: Dataset) -> tuple[dict[str, float], float]:

@@ -1,6 +1,6 @@
 """What it took to make a student, from the run that left it."""
 
-from student_train.run_folder import RUN_KEY, CacheDescription, read_run
+from student_train.run_folder import MODEL_PREFIX, RUN_KEY, CacheDescription, read_run
 from student_train.worth.records import CacheCost, Cost
 from teacher_cache.errors import UserError
 from teacher_cache.format import manifest
@@ -16,8 +16,9 @@ def cost_of(path: str) -> Cost | None:
     Raises:
         UserError: a record of the run is damaged.
     """
-    places = (Store(path), Store(path.rstrip("/").rpartition("/")[0] or "."))
-    store = next((place for place in places if place.exists(RUN_KEY)), None)
+    folder, _, last_part = path.rstrip("/").rpartition("/")
+    places = [path] + ([folder or "."] if last_part == MODEL_PREFIX else [])
+    store = next((place for place in map(Store, places) if place.exists(RUN_KEY)), None)
     if store is None:
         return None
     run = read_run(store)
@@ -28,25 +29,26 @@ def cost_of(path: str) -> Cost | None:
         device=run.description.device,
         num_steps=len(run.steps),
         num_tokens=sum(step.num_tokens for step in run.steps),
-        caches=[_cache_cost(cache) for cache in run.description.caches],
+        caches=[_cache_cost(cache, last.epoch + 1 if last else 0) for cache in run.description.caches],
     )
 
 
-def _cache_cost(cache: CacheDescription) -> CacheCost:
+def _cache_cost(cache: CacheDescription, num_epochs: int) -> CacheCost:
+    num_read = min(num_epochs, cache.num_views)  # a view an epoch
     return CacheCost(
         url=cache.url,
         teacher=cache.teacher,
-        num_views=cache.num_views,
-        num_bytes=cache.num_views * (cache.label_bytes + cache.hidden_bytes),
-        teacher_s=_teacher_s(cache),
+        num_views=num_read,
+        num_bytes=num_read * (cache.label_bytes + cache.hidden_bytes),
+        teacher_s=_teacher_s(cache, num_read),
     )
 
 
-def _teacher_s(cache: CacheDescription) -> float | None:
+def _teacher_s(cache: CacheDescription, num_views: int) -> float | None:
     """None where the cache is not there any more or was built again, is too large to ask, or does not say it."""
     store = Store(cache.url)
     try:
-        views = [manifest.read(store, view, fingerprint=cache.fingerprint) for view in range(cache.num_views)]
+        views = [manifest.read(store, view, fingerprint=cache.fingerprint) for view in range(num_views)]
         if sum(len(sealed.shards) for sealed in views) > MAX_COMMITS:
             return None
         found = [manifest.teacher_seconds(store, sealed) for sealed in views]

@@ -28,6 +28,8 @@ class Score:
     least: float
     most: float
     num_seeds: int
+    is_finished: bool
+    """Whether each learning rate and seed was tried."""
     retention: float | None
     """The median over the reference's; None where that is missing or not above 0."""
     retention_least: float | None
@@ -62,7 +64,7 @@ class CacheCost:
     url: str
     teacher: str
     num_views: int
-    """That the student read in turn."""
+    """That the student has read."""
     num_bytes: int
     """Of these views' shards, if each weighs what the first does."""
     teacher_s: float | None
@@ -98,6 +100,8 @@ class ModelWorth:
     """By task; without the tasks of which no run finished."""
     average: Average | None
     """None: there is no task that both the model and the reference have scores of."""
+    taught: list[str]
+    """Tasks that it learned from a teacher's cache, too."""
     cost: Cost | None
     """None: it is not the `model/` of a run of `student-train run`, or that run is not there."""
 

@@ -71,7 +71,9 @@ def _headline(model: ModelWorth, worth: Worth) -> str:
     parameters = f"{100 * abs(1 - share):.0f} % {'fewer' if share <= 1 else 'more'} parameters"
     speeds = worth.speeds.of_models[model.name] if worth.speeds and worth.speeds.is_quiet else []
     fast = [f"{speed.speedup:.2f} times as fast on CPU ({_batch(speed)} tokens)" for speed in speeds[:1]]
-    return ", ".join([f"keeps {kept:.1f} % of {reference.name}'s average score with {parameters}", *fast])
+    is_finished = all(score.is_finished for of in (model, reference) for score in of.scores.values())
+    keeps = f"{'keeps' if is_finished else 'so far keeps'} {kept:.1f} % of {reference.name}'s average score"
+    return ", ".join([f"{keeps}{_of_tasks(model, worth.tasks)} with {parameters}", *fast])
 
 
 def tables(worth: Worth) -> list[Table]:
@@ -213,7 +215,7 @@ def _costs(worth: Worth) -> Table:
     return Table(
         title="What it took to make them",
         note="Training by the clock. Caches: the views that were read. Teachers: for how long they were asked for "
-        "these, of all workers together.",
+        "these, of all workers together. Fine-tuning and caches of tasks are not counted.",
         header=["model", "training", "on", "steps", "tokens", "caches", "teachers"],
         rows=[[model.name, *_cost_cells(model)] for model in worth.students],
     )

@@ -86,5 +86,6 @@ def _model_worth(results: Results, model: ModelRecord) -> ModelWorth:
         num_bytes=model.num_bytes,
         scores=quality.scores_of(results, model.name),
         average=average(results, model.name),
+        taught=quality.taught_tasks(results, model.name),
         cost=cost_of(model.path),
     )

@@ -2,7 +2,8 @@
 
 An attempt leaves a mark before the teacher is asked, and takes it away when the unit is committed: so the marks of a
 view are few. One with a cause failed; one without is under way, or died with its process, which cannot be told apart
-from here. Hence units with marks are tried after all others, and given up at `MAX_ATTEMPTS` marks.
+from here. Hence units with marks are tried after all others, and given up at `MAX_ATTEMPTS` marks. A run that ends
+early says so, and its marks count no more.
 """
 
 import re
@@ -14,15 +15,18 @@ from teacher_cache.storage.store import Store
 
 MAX_ATTEMPTS = 3
 MARK_KEY = re.compile(r"attempts/(\d+)/[^/]+\.json")
-"""With the view."""
+"""With the view; of marks, and of what a run leaves that ended early."""
+ENDED = "ended-"
 
 
 def marks(store: Store, view: int) -> dict[int, list[str]]:
-    """Keys of the marks of a view, by unit."""
+    """Keys of the marks of a view, by unit, but those of ended runs."""
+    keys = store.list(_folder(view))
+    ended = {key.rsplit(ENDED, 1)[1].removesuffix(".json") for key in keys if ENDED in key}
     found: dict[int, list[str]] = {}
-    for key in store.list(_folder(view)):
-        unit = key.rsplit("/", 1)[1].split("-")[0]
-        if unit.isdecimal():
+    for key in keys:
+        unit, _, rest = key.rsplit("/", 1)[1].partition("-")
+        if unit.isdecimal() and rest.split("-")[0] not in ended:
             found.setdefault(int(unit), []).append(key)
     return found
 
@@ -49,12 +53,21 @@ def cause(store: Store, mark: str) -> str | None:
     return str(found) if found else None
 
 
-def withdraw(store: Store, view: int, *, unit: int | None = None, run: str | None = None) -> None:
-    """Takes marks of a view away: those of a unit, or of a run."""
-    for marked, keys in marks(store, view).items():
-        for key in keys:
-            if unit in (None, marked) and (run is None or f"-{run}-" in key):
-                store.delete_folder(key)
+def withdraw(store: Store, view: int, unit: int) -> None:
+    """Takes a unit's marks away, also those that do not count."""
+    _delete(store, view, f"/{unit:09d}-")
+
+
+def end(store: Store, view: int, run: str) -> None:
+    """Takes a run's marks away, and makes those void that its workers leave before they learn of the end."""
+    _delete(store, view, f"-{run}-")
+    store.replace(f"{_folder(view)}/{ENDED}{run}.json", documents.dump({}))
+
+
+def _delete(store: Store, view: int, part: str) -> None:
+    for key in store.list(_folder(view)):
+        if part in key:
+            store.delete_folder(key)
 
 
 def _folder(view: int) -> str:

@@ -12,6 +12,9 @@ from teacher_cache.pipeline.tokenise import tokeniser
 from teacher_cache.pipeline.workers import CodebookWorker
 from teacher_cache.storage.store import Store
 
+MAX_DEATHS = 3
+"""Of workers; what ends the fourth as well would end every one."""
+
 
 def make_codebook(job: Job) -> None:
     """Solves what must be known of the whole corpus before the first view: masking probabilities, codebook.
@@ -26,7 +29,7 @@ def make_codebook(job: Job) -> None:
     from teacher_cache.codebooks import sample_ids
 
     ids = sample_ids(job.identity, num_sequences=job.corpus.num_sequences, num_tokens=job.corpus.num_tokens)
-    results = checked(job.workers.actors([{"ids": ids}], CodebookWorker, job.worker_arguments))
+    results = checked(job.workers.actors([{"ids": ids}], CodebookWorker, job.worker_arguments, max_deaths=MAX_DEATHS))
     for _ in tqdm(results, f"codebook of {len(ids):,} sequences", 1, unit="", disable=not job.progress):
         pass
 
@@ -38,6 +41,6 @@ def _count_tokens(store: Store, identity: Identity, corpus: Sequences) -> None:
     assert identity.masking, "a task's tokens are not masked"
     from teacher_cache.units import vocabulary_of
 
-    vocabulary = vocabulary_of(tokeniser(store.url, identity.fingerprint)[2])
+    vocabulary = vocabulary_of(tokeniser(store.url, store.single_writer, identity.fingerprint)[2])
     counts = token_counts.count(corpus, vocabulary.size)
     token_counts.create(store, counts, rare_probabilities(counts, identity.masking.rate, vocabulary.special_ids))

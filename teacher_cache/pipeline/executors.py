@@ -25,8 +25,13 @@ class Executor(Protocol):
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         """Calls a function once an item."""
 
-    def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
-        """Makes workers as `worker(on_gpu=…, num_threads=…, **arguments)`, and calls one of them once an item."""
+    def actors(
+        self, items: Iterable[Item], worker: type, arguments: dict[str, Any], *, max_deaths: int = -1
+    ) -> Iterator[Item]:
+        """Makes workers as `worker(on_gpu=…, num_threads=…, **arguments)`, and calls one of them once an item.
+
+        One that dies is made anew, and called again, up to `max_deaths` times; without end if that is -1.
+        """
 
 
 class InProcess:
@@ -39,7 +44,9 @@ class InProcess:
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         yield from map(work, items)
 
-    def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
+    def actors(
+        self, items: Iterable[Item], worker: type, arguments: dict[str, Any], *, max_deaths: int = -1
+    ) -> Iterator[Item]:
         import torch
 
         on_gpu = torch.cuda.is_available() and self._execution.gpus_per_worker != 0
@@ -58,7 +65,9 @@ class OnRay:
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         yield from self._map(items, work, num_cpus=1)
 
-    def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
+    def actors(
+        self, items: Iterable[Item], worker: type, arguments: dict[str, Any], *, max_deaths: int = -1
+    ) -> Iterator[Item]:
         import ray
 
         workers = self._execution.num_workers
@@ -80,6 +89,8 @@ class OnRay:
                 compute=pool,
                 num_cpus=self._cpus_each,
                 num_gpus=num_gpus or None,
+                max_restarts=max_deaths,
+                max_task_retries=max_deaths,
                 fn_constructor_kwargs={"on_gpu": num_gpus > 0, "num_threads": self._cpus_each, **arguments},
             )
 
@@ -95,6 +106,8 @@ class OnRay:
         except ray.exceptions.RayTaskError:  # ours
             raise
         except ray.exceptions.RayError as error:
+            if getattr(error, "actor_init_failed", False):
+                raise UserError(f"a worker cannot start: {str(error).strip().splitlines()[-1]}") from None
             reason = str(error).partition("\n")[0]
             raise UserError(
                 f"the Ray cluster failed ({type(error).__name__}: {reason}); what is committed stays, run the same "

@@ -37,7 +37,8 @@ class Job:
 
     @property
     def worker_arguments(self) -> dict[str, Any]:
-        return {"url": self.store.url, "batch_tokens": self.execution.batch_tokens}
+        store = self.store
+        return {"url": store.url, "single_writer": store.single_writer, "batch_tokens": self.execution.batch_tokens}
 
     def ask(self, units: Iterable[tuple[int, int]], *, repair: bool = False) -> Iterator[Receipt]:
         """Receipts of units, each named by view and number, in any order.
@@ -46,7 +47,7 @@ class Job:
             UserError: something failed that would fail for every unit.
         """
         items = ({"view": view, "unit": unit, "repair": repair} for view, unit in units)
-        arguments = {**self.worker_arguments, "run": self.run, "commits": not self.store.single_writer}
+        arguments = {**self.worker_arguments, "run": self.run}
         for item in self.workers.actors(items, UnitWorker, arguments):
             receipt = Receipt(**item)
             if receipt.is_fatal:

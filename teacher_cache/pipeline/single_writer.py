@@ -49,25 +49,30 @@ def writable(url: str) -> Iterator[Store]:
 def _claimed(store: Store) -> Iterator[None]:
     owner, stop = uuid.uuid4().hex, threading.Event()
     _refuse_if_claimed(store)
-    _claim(store, owner)
-    time.sleep(SETTLE_S)
-    if _read(store).get("owner") != owner:
-        raise UserError(f"{store.url}: another builder claimed this cache at the same moment; wait for it to end")
 
     def beat() -> None:
         while not stop.wait(BEAT_S):
             with contextlib.suppress(Exception):  # the next one may pass; the build itself tells what is wrong
-                _claim(store, owner)
+                if _is_owner(store, owner):
+                    _claim(store, owner)
+                else:
+                    store.refuse_creation = f"{store.url}: another builder took this one for dead and claimed the cache"
 
     thread = threading.Thread(target=beat, name="claim", daemon=True)
-    thread.start()
     try:
+        _claim(store, owner)
+        time.sleep(SETTLE_S)
+        if not _is_owner(store, owner):
+            raise UserError(f"{store.url}: another builder claimed this cache at the same moment; wait for it to end")
+        thread.start()
         yield
     finally:
         stop.set()
-        thread.join()
+        if thread.ident:
+            thread.join()
         with contextlib.suppress(UserError):
-            store.delete_folder(CLAIM_KEY)
+            if _is_owner(store, owner):
+                store.delete_folder(CLAIM_KEY)
 
 
 def _refuse_if_claimed(store: Store) -> None:
@@ -84,6 +89,10 @@ def _refuse_if_claimed(store: Store) -> None:
 def _claim(store: Store, owner: str) -> None:
     told = {"owner": owner, "host": socket.gethostname(), "process": os.getpid(), "time": int(time.time())}
     store.replace(CLAIM_KEY, documents.dump(told))
+
+
+def _is_owner(store: Store, owner: str) -> bool:
+    return _read(store).get("owner") == owner
 
 
 def _read(store: Store) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from teacher_cache.corpus.files import CorpusFile, describe
 from teacher_cache.corpus.sequences import sequences as tokenise
 from teacher_cache.errors import UserError
 from teacher_cache.format import sequences
-from teacher_cache.format.cache import open_cache
+from teacher_cache.format.cache import Cache
 from teacher_cache.format.objects import ObjectRef
 from teacher_cache.format.sequences import Sequences, TokenisedFile
 from teacher_cache.format.spec import CorpusIdentity, Identity
@@ -66,7 +66,7 @@ def _tokenise(
     items = [
         {"file": place, "url": file.url, "format": file.format} for place, file in enumerate(files) if place not in done
     ]
-    results = checked(workers.tasks(items, TokeniseFile(store.url, identity.fingerprint)))
+    results = checked(workers.tasks(items, TokeniseFile(store, identity.fingerprint)))
     for _ in tqdm(results, "tokenising", len(items), unit=" files", disable=not progress):
         pass
     sequences.seal(store, len(files), identity.fingerprint)
@@ -98,8 +98,8 @@ class DescribeFile:
 class TokeniseFile:
     """A Ray task: one corpus file becomes parts and a commit. A user's mistake comes back as its message."""
 
-    def __init__(self, url: str, fingerprint: str) -> None:
-        self._url, self._fingerprint = url, fingerprint
+    def __init__(self, store: Store, fingerprint: str) -> None:
+        self._place = store.url, store.single_writer, fingerprint
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -109,7 +109,7 @@ class TokeniseFile:
         return {"file": item["file"], "error": ""}
 
     def _tokenise(self, item: dict[str, Any]) -> None:
-        store, identity, tokenizer = tokeniser(self._url, self._fingerprint)
+        store, identity, tokenizer = tokeniser(*self._place)
         corpus = identity.corpus
         assert isinstance(corpus, CorpusIdentity), "a task's examples are no files of text"
         file = int(item["file"])
@@ -133,14 +133,14 @@ class TokeniseFile:
 
 
 @lru_cache(maxsize=4)
-def tokeniser(url: str, fingerprint: str) -> tuple[Store, Identity, Any]:
+def tokeniser(url: str, single_writer: bool, fingerprint: str) -> tuple[Store, Identity, Any]:
     """Once per worker process and cache, not per file.
 
     A process may outlive a cache: under one URL another may be built, which the fingerprint tells apart.
     """
     from transformers import AutoTokenizer
 
-    cache = open_cache(url)
+    cache = Cache(Store(url, single_writer=single_writer))
     return cache.store, cache.spec, AutoTokenizer.from_pretrained(cache.teacher.folder)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from teacher_cache.metrics import BuildMetrics
 from teacher_cache.pipeline.job import Job
 from teacher_cache.pipeline.workers import Receipt
 
-GRACE_S = 60.0
-"""How long a unit that was marked, but not committed, may still be under way at another builder."""
+GRACE_S, GRACE_UNITS = 60.0, 5
+"""How long a unit that was marked, but not committed, may still be under way at another builder: so many seconds, or as
+long as so many units took here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class _View:
         self.num_committed = job.num_units - len(self.pending)
         self.failed: set[int] = set()
         self._num_units, self._num_tokens, self._teacher_s = 0, 0, 0.0
+        self.grace_s = GRACE_S
         self._metrics = BuildMetrics(
             cache=job.store.url, view=view, num_units=job.num_units, num_committed=self.num_committed
         )
@@ -59,6 +62,7 @@ class _View:
             self._num_units += 1
             self._num_tokens += receipt.shard.num_tokens
             self._teacher_s += receipt.teacher_s
+            self.grace_s = max(self.grace_s, GRACE_UNITS * receipt.teacher_s)
 
     def seal_if_whole(self) -> None:
         job = self._job
@@ -92,22 +96,21 @@ def build_views(job: Job, num_views: int) -> list[Built]:
         for receipt in _watched(job, views):
             views[receipt.view].take(receipt)
             views[receipt.view].seal_if_whole()
+        _check_failed(job, views)
     except BaseException as stop:
         unsealed = [view for view in views if not view.sealed]
         with contextlib.suppress(UserError):  # what is under way ends with this call, and is no failed attempt
             for view in unsealed:
-                attempts.withdraw(job.store, view.view, run=job.run)
+                attempts.end(job.store, view.view, job.run)
         if isinstance(stop, KeyboardInterrupt) and unsealed:
-            raise _interrupted(job, unsealed[0].view) from None
+            raise _interrupted(job, unsealed[0]) from None
         raise
-    _check_failed(job, views)
     return [view.built() for view in views]
 
 
-def _interrupted(job: Job, view: int) -> Interrupted:
-    num_done = len(manifest.committed_units(job.store, view))
+def _interrupted(job: Job, view: _View) -> Interrupted:
     return Interrupted(
-        f"interrupted: {num_done:,} of {job.num_units:,} units of view {view} are committed; "
+        f"interrupted: {view.num_committed:,} of {job.num_units:,} units of view {view.view} are committed; "
         "run the same command again to go on"
     )
 
@@ -150,7 +153,7 @@ def _commit(job: Job, view: int, receipt: Receipt) -> None:
     if job.store.single_writer:
         fingerprint = job.identity.fingerprint
         manifest.commit(job.store, view, receipt.shard, fingerprint, teacher_s=receipt.teacher_s)
-        attempts.withdraw(job.store, view, unit=receipt.unit)
+        attempts.withdraw(job.store, view, receipt.unit)
 
 
 def _check_failed(job: Job, views: Sequence[_View]) -> None:
@@ -169,22 +172,24 @@ def _failure(job: Job, view: _View) -> str:
     marks = {unit: keys for unit, keys in attempts.marks(job.store, view.view).items() if unit in view.failed}
     causes = {unit: {key: attempts.cause(job.store, key) for key in keys} for unit, keys in marks.items()}
     if any(cause is None and job.run not in key for found in causes.values() for key, cause in found.items()):
-        _wait_for_others(job, view.view, view.failed)
+        _wait_for_others(job, view)
     failed = view.failed - manifest.committed_units(job.store, view.view)
     view.num_committed = job.num_units - len(failed)
     view.seal_if_whole()
     for unit in failed:
-        attempts.withdraw(job.store, view.view, unit=unit)
+        attempts.withdraw(job.store, view.view, unit)
     units = [f"  {_told(job, unit, list(causes.get(unit, {}).values()))}" for unit in sorted(failed)[:5]]
     first = f"{len(failed)} of {job.num_units} units of view {view.view} failed, all others are committed:"
     return "\n".join([first, *units]) if failed else ""
 
 
-def _wait_for_others(job: Job, view: int, units: set[int]) -> None:
-    """Until units are committed, for `GRACE_S` at most."""
-    deadline = time.monotonic() + GRACE_S
-    while not units <= manifest.committed_units(job.store, view) and time.monotonic() < deadline:
-        time.sleep(min(1.0, GRACE_S))
+def _wait_for_others(job: Job, view: _View) -> None:
+    """Until units that failed here are committed, for `grace_s` at most."""
+    told = f"units of view {view.view} may be under way at another builder: waiting for up to {view.grace_s:.0f} s"
+    tqdm.write(told, file=sys.stderr)
+    deadline = time.monotonic() + view.grace_s
+    while not view.failed <= manifest.committed_units(job.store, view.view) and time.monotonic() < deadline:
+        time.sleep(min(1.0, view.grace_s))
 
 
 def _told(job: Job, unit: int, causes: Sequence[str | None]) -> str:
@@ -213,6 +218,7 @@ def repair_views(job: Job, bad_units: Sequence[tuple[int, int]]) -> None:
     Raises:
         UserError: a unit failed again; its view's manifest is as it was.
     """
+    _forget_attempts(job, bad_units)
     receipts = list(job.ask(bad_units, repair=True))
     failed = [receipt for receipt in receipts if receipt.error]
     for view in sorted({view for view, _ in bad_units} - {receipt.view for receipt in failed}):
@@ -220,6 +226,17 @@ def repair_views(job: Job, bad_units: Sequence[tuple[int, int]]) -> None:
         made = {receipt.unit: receipt.shard for receipt in receipts if receipt.view == view}
         if changed := {unit: shard for unit, shard in made.items() if shard != sealed.shards[unit]}:
             manifest.add_generation(job.store, sealed, changed)
+    told = "; ".join(f"view {receipt.view}, {_told(job, receipt.unit, _causes(job, receipt))}" for receipt in failed)
+    _forget_attempts(job, bad_units)
     if failed:
-        told = "; ".join(f"unit {receipt.unit} of view {receipt.view}: {receipt.error}" for receipt in failed)
         raise UserError(f"not all is repaired, the teacher fails at {told}")
+
+
+def _causes(job: Job, receipt: Receipt) -> list[str | None]:
+    marks = attempts.marks(job.store, receipt.view).get(receipt.unit, [])
+    return [attempts.cause(job.store, mark) for mark in marks]
+
+
+def _forget_attempts(job: Job, units: Sequence[tuple[int, int]]) -> None:
+    for view, unit in units:
+        attempts.withdraw(job.store, view, unit)

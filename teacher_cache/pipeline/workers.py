@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,11 @@ from pydantic import TypeAdapter
 
 from teacher_cache.errors import UserError
 from teacher_cache.format import attempts, manifest, token_counts
-from teacher_cache.format.cache import open_cache
+from teacher_cache.format.cache import Cache
 from teacher_cache.format.manifest import Shard
 from teacher_cache.format.row import Row
 from teacher_cache.format.sequences import Sequences, StoredSequence
+from teacher_cache.storage.store import Store
 
 if TYPE_CHECKING:  # torch is loaded only by who asks a teacher
     from teacher_cache.format.coder import Coder
@@ -51,7 +52,7 @@ class Receipt:
 class _TeacherWorker:
     """A Ray Data actor with a teacher. Gets paths and names, never weights."""
 
-    def __init__(self, url: str, batch_tokens: int, num_threads: int, on_gpu: bool) -> None:
+    def __init__(self, url: str, single_writer: bool, batch_tokens: int, num_threads: int, on_gpu: bool) -> None:
         import torch
 
         from teacher_cache.task_teacher import teacher_of
@@ -59,7 +60,8 @@ class _TeacherWorker:
         from teacher_cache.units import vocabulary_of
 
         torch.set_num_threads(num_threads)
-        self._cache = open_cache(url)
+        self._num_threads = num_threads
+        self._cache = Cache(Store(url, single_writer=single_writer))
         self._identity, self._store = self._cache.spec, self._cache.store
         self._device = torch.device("cuda" if on_gpu else "cpu")
         loaded = load_teacher(str(self._cache.teacher.folder), objective=self._identity.objective)
@@ -108,21 +110,21 @@ class UnitWorker(_TeacherWorker):
     """Asks the teacher unit by unit, and commits what it said unless the driver does.
 
     Two threads may call it at once: while one unit is encoded and written, the teacher is asked about the other.
-    Without a GPU encoding would take the teacher's own cores, and only writing goes on beside it.
     A unit that the teacher cannot do is tried again with a quarter of the micro-batch, and given up after
     `attempts.MAX_ATTEMPTS`. Whatever else goes wrong, as with the store, would go wrong with every unit: it is fatal.
     """
 
-    def __init__(self, *, run: str, commits: bool, **arguments: Any) -> None:
+    def __init__(self, *, run: str, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._run, self._commits = run, commits
-        self._asking_turn = threading.RLock()
-        self._encoding_turn = threading.RLock() if self._device.type == "cuda" else self._asking_turn
+        self._run = run
+        self._asking_turn, self._encoding_turn = threading.RLock(), threading.RLock()
+        # Encoding takes a twelfth of the time of asking on as many threads, and without a GPU both share the cores.
+        self._encoding_threads = self._num_threads if self._device.type == "cuda" else max(1, self._num_threads // 4)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         view, unit = int(item["view"]), int(item["unit"])
         try:
-            return asdict(self._repair(view, unit) if item["repair"] else self._commit(view, unit))
+            return asdict(self._attempt(view, unit) if item["repair"] else self._commit(view, unit))
         except Exception as failure:
             return asdict(
                 Receipt(view=view, unit=unit, error=_told(failure, f"unit {unit} of view {view} failed"), is_fatal=True)
@@ -133,37 +135,29 @@ class UnitWorker(_TeacherWorker):
             there = manifest.read_commit(self._store, view, unit, self._identity.fingerprint)
             return Receipt(view=view, unit=unit, shard_json=_to_json(there))
         made = self._attempt(view, unit)
-        if made is None:
-            return Receipt(view=view, unit=unit, error="given up")
-        shard, teacher_s = made
-        if self._commits:
-            shard = manifest.commit(self._store, view, shard, self._identity.fingerprint, teacher_s=teacher_s)
-            attempts.withdraw(self._store, view, unit=unit)
-        return Receipt(view=view, unit=unit, shard_json=_to_json(shard), is_new=True, teacher_s=teacher_s)
+        if not made.error and not self._store.single_writer:
+            shard = manifest.commit(self._store, view, made.shard, self._identity.fingerprint, teacher_s=made.teacher_s)
+            attempts.withdraw(self._store, view, unit)
+            return replace(made, shard_json=_to_json(shard))
+        return made
 
-    def _repair(self, view: int, unit: int) -> Receipt:
+    def _attempt(self, view: int, unit: int) -> Receipt:
+        """Of a shard that nothing lists yet, or of a unit that has had its attempts."""
         masked = self._unit(view, unit)
-        try:
-            rows, teacher_s = self._ask(masked, self._batch_tokens)
-            return Receipt(
-                view=view, unit=unit, shard_json=_to_json(self._write(view, unit, rows)), teacher_s=teacher_s
-            )
-        except _UnitError as failure:
-            return Receipt(view=view, unit=unit, error=_told(failure.cause, f"unit {unit} of view {view} failed"))
-
-    def _attempt(self, view: int, unit: int) -> tuple[Shard, float] | None:
-        """The unit's shard, and for how long the teacher was asked (s); None where it has had its attempts."""
-        masked = self._unit(view, unit)
-        while (num_before := len(attempts.marks(self._store, view).get(unit, []))) < attempts.MAX_ATTEMPTS:
+        for _ in range(attempts.MAX_ATTEMPTS):
+            num_before = len(attempts.marks(self._store, view).get(unit, []))
+            if num_before >= attempts.MAX_ATTEMPTS:
+                break
             # What was marked before may end this process again; other units must not be blamed for that time and again.
             with self._alone() if num_before else contextlib.nullcontext():
                 mark = attempts.begin(self._store, view=view, unit=unit, run=self._run)
                 try:
                     rows, teacher_s = self._ask(masked, max(1, self._batch_tokens // 4**num_before))
-                    return self._write(view, unit, rows), teacher_s
+                    shard_json = _to_json(self._write(view, unit, rows))
+                    return Receipt(view=view, unit=unit, shard_json=shard_json, is_new=True, teacher_s=teacher_s)
                 except _UnitError as failure:
                     attempts.fail(self._store, mark, _told(failure.cause, f"unit {unit} of view {view} failed"))
-        return None
+        return Receipt(view=view, unit=unit, error="given up")
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -176,17 +170,23 @@ class UnitWorker(_TeacherWorker):
 
     def _ask(self, masked: "MaskedUnit", batch_tokens: int) -> tuple[list[Row], float]:
         """Rows, and how long it took (s)."""
+        import torch
+
         from teacher_cache.units import ask_unit
 
         with self._asking_turn, _failing_unit():
+            torch.set_num_threads(self._num_threads)  # of this thread
             start = time.perf_counter()
             rows = ask_unit(masked, batch_tokens=batch_tokens, **self._asking)
             return rows, time.perf_counter() - start
 
     def _write(self, view: int, unit: int, rows: list[Row]) -> Shard:
+        import torch
+
         from teacher_cache.format.shard import encode_unit, put_shard
 
         with self._encoding_turn:
+            torch.set_num_threads(self._encoding_threads)  # of this thread
             coder = self._coder
             with _failing_unit():
                 encoded = encode_unit(rows, self._identity, coder, view=view, unit=unit)

@@ -44,6 +44,8 @@ class Store:
         """`single_writer` is for stores without put-if-absent, see `probe`: safe only if no one else writes."""
         self.url = normal_url(url)
         self.single_writer = single_writer
+        self.refuse_creation = ""
+        """With `single_writer`: why nothing may be created any more."""
         self.is_local = "://" not in self.url
         if self.is_local:
             self.root = self.url.rstrip("/")
@@ -135,6 +137,8 @@ class Store:
         """
         path = self.path(key)
         if self.single_writer:
+            if self.refuse_creation:
+                raise UserError(self.refuse_creation)
             return self._create_alone(key, data)
         if self.is_local:
             created = self.attempt(f"creating {key}", lambda: local_files.link_once(path, data))

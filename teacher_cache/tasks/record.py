@@ -1,5 +1,7 @@
 """A task as it was read: its examples, and what is predicted of them."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -44,6 +46,15 @@ class Task:
     files: tuple[TaskFile, ...]
     """None of a hub data set."""
     config: TaskConfig
+
+    @property
+    def content_sha256(self) -> str:
+        """Of all examples, wherever they were read from."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.dev):
+            for batch in split.iter(1000):
+                digest.update(json.dumps(batch, sort_keys=True).encode())
+        return digest.hexdigest()
 
     @property
     def num_outputs(self) -> int:

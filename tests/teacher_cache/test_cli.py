@@ -17,6 +17,8 @@ import yaml
 import student_train.cli
 import teacher_cache.cli
 from teacher_cache import open_cache
+from teacher_cache.format import attempts
+from teacher_cache.storage.store import Store
 from teacher_cache.verify import verify
 from tests import families
 
@@ -302,7 +304,7 @@ class TestProcesses:
         assert (process.returncode, out) == (130, "")
         message = r"interrupted: \d+ of 30 units of view 0 are committed; run the same command again to go on\n$"
         assert re.search(message, err), err
-        assert not list(tmp_path.glob("cache/attempts/00000/*.json")), "what was under way is no failed attempt"
+        assert not attempts.marks(Store(f"{tmp_path}/cache"), 0), "what was under way is no failed attempt"
         committed = {path: path.read_bytes() for path in tmp_path.glob("cache/commits/*/*.json")}
         assert 0 < len(committed) < 60
         assert open_cache(f"{tmp_path}/cache").num_views < 2

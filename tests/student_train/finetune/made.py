@@ -32,7 +32,7 @@ def model_of(name: str, **changes: Any) -> ModelRecord:
 def task_of(name: str, **changes: Any) -> TaskRecord:
     values: dict[str, Any] = {
         "kind": "classification", "labels": ["0", "1"], "metrics": ["accuracy"], "num_train": 100, "num_dev": 10,
-        "files": [], "config": {"layout": "SST-2", "folder": "/data"},
+        "files": [], "content_sha256": "0" * 64, "config": {"layout": "SST-2", "folder": "/data"},
     }  # fmt: skip
     return TaskRecord(name=name, **values | changes)
 

@@ -75,7 +75,7 @@ def test_an_average_leaves_out_what_one_of_both_lacks_and_the_table_tells():
     assert (found.tasks, found.score, found.reference_score) == (["x"], 77.9, 82.0)
     assert average(RESULTS, "teacher").tasks == ["x", "y"]
     text = tables(RESULTS)
-    assert text.splitlines()[2].split() == ["teacher", "82.0", "±2.5", "55.0", "±5.0", "68.5"]
-    assert text.splitlines()[3].split() == ["student", "77.9", "±0.0", "-", "77.9"]
+    assert text.splitlines()[2].split() == ["teacher", "82.0", "±2.5", "55.0", "±5.0", "(2", "of", "3)", "68.5"]
+    assert text.splitlines()[3].split() == ["student", "77.9", "(1", "of", "3)", "-", "77.9"]
     assert ["student", "95.0", "-", "95.0"] in [line.split() for line in text.splitlines()]
     assert text.splitlines()[-1].startswith("no score of student on y")

@@ -173,11 +173,11 @@ def test_the_whole_command_records_whose_word_a_model_had(pair, tmp_path):
     config = make_config(tmp_path, task, cache)
     result = finetune(config)
     assert result.ok, result.errors
-    records = {model.name: model for model in result.results.models}
-    assert records["taught"].taught["t"].fingerprint == cache.fingerprint
-    assert records["untaught"].taught == {}
+    taught = {run.model: run.taught for run in result.results.runs}
+    assert taught["taught"].fingerprint == cache.fingerprint
+    assert taught["untaught"] is None
     warmer = replace(config, distillation=replace(config.distillation, temperature=4.0))
-    with pytest.raises(UserError, match=r"taught\.taught\.t\.temperature is 2\.0 there and 4\.0 here"):
+    with pytest.raises(UserError, match=r"distillation\.taught\.t\.temperature is 2\.0 there and 4\.0 here"):
         finetune(warmer)
 
 
@@ -231,4 +231,4 @@ def test_what_makes_no_sense_is_refused(distillation, message, tmp_path):
 
 
 def test_models_without_caches_have_no_teaching(tmp_path):
-    assert teachings(tiny.make_config(tmp_path), "teacher", []) == {}
+    assert teachings(tiny.make_config(tmp_path).distillation, []) == {}

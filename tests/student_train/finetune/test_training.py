@@ -19,6 +19,8 @@ from transformers import (
 from student_train.finetune import training
 from student_train.finetune.models import load_model
 from student_train.finetune.plan import Run
+from student_train.finetune.run import finetune
+from teacher_cache.errors import UserError
 from teacher_cache.tasks.task import features, load_task, score
 from tests.student_train.finetune import tiny
 
@@ -64,6 +66,20 @@ def kept_score(folder: str, task: Any) -> dict[str, float]:
             found = np.pad(found, ((0, longest - len(found)), (0, 0)))
         logits.append(found)
     return score(task, np.stack(logits), dev)
+
+
+@pytest.mark.parametrize("changed", ["task", "model"])
+def test_what_changed_since_it_was_checked_is_refused(tmp_path, changed):
+    config = config_of(tmp_path, "single", epochs=1)
+    assert finetune(config).ok
+    if changed == "task":
+        path = Path(config.tasks["t"].dev)
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join(lines[1:] + lines[:1]) + "\n")
+    else:
+        tiny.make_model(tmp_path / "m", seed=1)
+    with pytest.raises(UserError, match=f"{changed} .* is not what it was when the command began"):
+        training.finetune_once(config, RUN, on_gpu=False)
 
 
 @pytest.mark.parametrize("family", ["roberta", "albert", "electra", "distilbert"])

@@ -20,6 +20,15 @@ def test_a_finished_run_tells_its_time_tokens_and_caches(tmp_path):
     assert cost.device == "NVIDIA A100-SXM4-80GB"
 
 
+def test_views_that_were_not_read_cost_a_student_nothing(tmp_path):
+    records.write_run(tmp_path, num_steps=100, num_steps_done=50)
+    cost = cost_of(str(tmp_path))
+    assert cost
+    assert cost.caches[0].num_views == 2
+    assert cost.caches[0].num_bytes == 2 * (records.CACHE.label_bytes + records.CACHE.hidden_bytes)
+    assert cost_of(f"{tmp_path}/bert-base-uncased") is None, "a hub's name, seen from the run's folder"
+
+
 def test_the_time_of_teachers_is_read_from_the_cache(tmp_path, default_cache):
     assert cost_of(f"{tmp_path}/model") is None
     records.write_run(tmp_path, cache=describe(default_cache, num_views=2))

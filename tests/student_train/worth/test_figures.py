@@ -29,6 +29,11 @@ def test_an_average_over_fewer_tasks_is_hollow(tmp_path):
     scores = SCORES | {"six layers": {"SST-2": (91, 91, 92)}}
     _, size = figures(make_worth(str(tmp_path), write_results(tmp_path, scores), None))
     assert [series.is_sound for series in size.series] == [True, False, True]
+    scores = SCORES | {"teacher": {name: values for name, values in SCORES["teacher"].items() if name != "RTE"}}
+    lacking = write_results(
+        tmp_path / "lacking", {name: scores[name] for name in ("six layers", "teacher")}, reference="teacher"
+    )
+    assert [series.is_sound for series in figures(make_worth("", lacking, None))[1].series] == [False, False]
 
 
 def test_what_would_be_empty_is_left_out(tmp_path):

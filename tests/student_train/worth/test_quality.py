@@ -1,11 +1,13 @@
 """Retention, its spread and averages: arithmetic on made-up results."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from student_train.finetune.records import Teaching
 from student_train.finetune.results import average
-from student_train.worth.quality import notes_of, scores_of
+from student_train.worth.quality import notes_of, scores_of, taught_tasks
 from tests.student_train.worth.records import write_results
 
 
@@ -73,6 +75,31 @@ def test_what_the_reference_lacks_no_average_counts(tmp_path):
     assert found.retention == pytest.approx(50)
     assert scores_of(results, "student")["B"].retention is None
     assert notes_of(results) == ["teacher has no score on B: no average counts these"]
+
+
+def test_what_is_not_finished_is_told(tmp_path):
+    results = results_of(tmp_path, teacher={"A": (80, 80, 80)}, student={"A": (70, 71, 72)})
+    assert scores_of(results, "student")["A"].is_finished
+    runs = [run for run in results.runs if (run.model, run.seed) != ("student", 3)]
+    found = replace(results, runs=runs)
+    assert not scores_of(found, "student")["A"].is_finished
+    assert "student has runs yet to be made on A (1): its scores may still change" in notes_of(found)
+    found = replace(results, lrs=[*results.lrs, 1e-4])
+    assert [scores_of(found, name)["A"].is_finished for name in ("teacher", "student")] == [False, False]
+
+
+def test_whose_word_a_model_had_is_told(tmp_path):
+    results = results_of(
+        tmp_path, teacher={"A": (80, 80, 80), "B": (80, 80, 80)}, student={"A": (7,) * 3, "B": (7,) * 3}
+    )
+    teaching = Teaching(fingerprint="a" * 64, temperature=2.0, soft_weight=0.5)
+    is_taught = [(run.model, run.task) == ("student", "B") for run in results.runs]
+    runs = [
+        replace(run, taught=teaching if there else None) for run, there in zip(results.runs, is_taught, strict=True)
+    ]
+    found = replace(results, runs=runs)
+    assert [taught_tasks(found, name) for name in ("teacher", "student")] == [[], ["B"]]
+    assert notes_of(found) == ["student learned B from a fine-tuned teacher's cache, too"]
 
 
 def test_seeds_that_diverged_are_told(tmp_path):

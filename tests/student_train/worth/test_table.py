@@ -57,6 +57,16 @@ def test_each_student_has_a_sentence(worth, tmp_path):
     assert headlines(make_worth("", negative, None)) == ["teacher has no average score to hold against three layers's"]
 
 
+def test_a_sentence_says_over_how_many_tasks_and_whether_it_may_change(tmp_path):
+    scores = SCORES | {"six layers": {"SST-2": (91, 91, 92)}, "three layers": {"SST-2": (86, 87, 88)}}
+    results = write_results(tmp_path, scores)
+    six, three = headlines(make_worth(str(tmp_path), results, None))
+    assert six.startswith("six layers keeps 97.8 % of teacher's average score (1 of 4 tasks) with")
+    runs = [run for run in results.runs if (run.model, run.seed) != ("three layers", 3)]
+    _, three = headlines(make_worth(str(tmp_path), replace(results, runs=runs), None))
+    assert three.startswith("three layers so far keeps 93.0 % of")
+
+
 def test_sizes_are_told_beside_the_reference(worth):
     assert cells(worth, "Size", "six layers") == ["6 × 768", "66,362,880", "60.6%", "265 MB"]
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from teacher_cache import UserError, open_cache
-from teacher_cache.pipeline.workers import UnitWorker
+from teacher_cache.pipeline.workers import CodebookWorker, UnitWorker
 from tests import caches, families
 from tests.teacher_cache.builds import DOCUMENTS, NUM_DOCUMENTS, MakeSpec, counted_calls, run, shard_digests, snapshot
 
@@ -226,6 +226,16 @@ class DiesOnce(UnitWorker):
         os._exit(9)
 
 
+class HasNoTeacher(UnitWorker):
+    def __init__(self, **_: Any) -> None:
+        raise UserError("the teacher is on strike")
+
+
+class DiesAtCodebook(CodebookWorker):
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        os._exit(9)
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
 class TestOnRay:
@@ -246,6 +256,19 @@ class TestOnRay:
         assert Path(f"{on_ray.cache}.died").exists()
         assert [unit for unit, *_ in shard_digests(on_ray.cache)] == list(range(5))
         assert shard_digests(on_ray.cache) == shard_digests(here.cache)
+
+    def test_a_worker_that_cannot_start_says_why(self, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("teacher_cache.pipeline.job.UnitWorker", HasNoTeacher)
+        with pytest.raises(UserError, match=r"^a worker cannot start: .*the teacher is on strike$"):
+            run(make_spec(execution={"num_workers": 1}))
+
+    def test_a_codebook_that_ends_every_process_ends_the_build(
+        self, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("teacher_cache.pipeline.codebook.CodebookWorker", DiesAtCodebook)
+        monkeypatch.setattr("teacher_cache.pipeline.codebook.MAX_DEATHS", 1)
+        with pytest.raises(UserError, match="the Ray cluster failed"):
+            run(make_spec(execution={"num_workers": 1}))
 
     def test_a_mistake_comes_back_as_its_message_and_ray_is_left_as_it_was(
         self, corpus: Path, make_spec: MakeSpec

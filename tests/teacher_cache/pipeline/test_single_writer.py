@@ -1,7 +1,11 @@
 """Builders on a store that cannot say who was first."""
 
+import errno
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +13,7 @@ from teacher_cache import UserError, build, open_cache
 from teacher_cache.format import documents
 from teacher_cache.pipeline import single_writer
 from teacher_cache.pipeline.single_writer import CLAIM_KEY, STALE_S, writable
+from teacher_cache.storage import probe
 from teacher_cache.storage.store import Store
 from teacher_cache.verify import verify
 from tests.caches import make_spec
@@ -36,6 +41,17 @@ def test_the_cache_is_the_one_that_a_strong_store_gets(tmp_path: Path, monkeypat
     assert verify(open_cache(weak.cache)).ok
     assert not Path(weak.cache, CLAIM_KEY).exists()
     assert not list(Path(weak.cache).glob("attempts/*/*.json"))
+
+
+def test_a_file_system_without_hard_links_can_be_built_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(single_writer, "probe", probe.probe)
+    spec = make_spec(tmp_path / "cache", views=2)
+    assert build(spec, progress=False).num_units_built == 10
+    assert verify(open_cache(spec.cache)).ok
 
 
 def test_the_user_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,9 +88,36 @@ def test_of_two_claims_at_one_moment_the_last_wins(tmp_path: Path, monkeypatch: 
 
 def test_a_builder_says_again_and_again_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single_writer, "BEAT_S", 0.01)
-    with writable(str(tmp_path)):
-        claim(tmp_path, age_s=STALE_S - 1)
-        deadline = time.monotonic() + 10
-        while b"elsewhere" in Path(tmp_path, CLAIM_KEY).read_bytes():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    with writable(str(tmp_path)) as store:
+        first = Path(tmp_path, CLAIM_KEY).stat().st_mtime_ns
+        wait_until(lambda: Path(tmp_path, CLAIM_KEY).stat().st_mtime_ns > first)
+        assert store.create("a", b"1")
+
+
+def test_a_builder_that_was_taken_for_dead_creates_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single_writer, "BEAT_S", 0.01)
+    with writable(str(tmp_path)) as store:
+        claim(tmp_path, age_s=0)
+        wait_until(lambda: store.refuse_creation)
+        with pytest.raises(UserError, match="another builder took this one for dead"):
+            store.create("a", b"1")
+    assert Path(tmp_path, CLAIM_KEY).exists(), "the other's"
+
+
+def test_an_interrupt_at_once_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(single_writer.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt), writable(str(tmp_path)):
+        pass
+    assert not Path(tmp_path, CLAIM_KEY).exists()
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -16,6 +16,7 @@ import torch
 
 from teacher_cache import UserError, build, open_cache, pipeline, units
 from teacher_cache.config import CacheSpec, ExecutionConfig
+from teacher_cache.errors import Interrupted
 from teacher_cache.format import attempts, manifest
 from teacher_cache.format.row import Row
 from teacher_cache.pipeline import BuildSummary, views
@@ -213,6 +214,19 @@ class TestDeath:
             run(spec)
         assert digests(spec.cache) == digests(reference.cache)
 
+    def test_an_interrupt_while_failed_units_are_looked_at_leaves_them_to_the_next_build(self, spec: CacheSpec) -> None:
+        attempts.begin(Store(spec.cache), view=0, unit=UNIT, run="dead")
+
+        def interrupt(_: float) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(views.time, "sleep", interrupt)
+            with asked(fails_at(UNIT, MemoryError())), pytest.raises(Interrupted, match="4 of 5 units of view 0"):
+                run(spec)
+        assert len(marks(spec.cache)[UNIT]) == 1
+        assert run(spec).num_units_built == 1
+
 
 class TestUnitsOfOthers:
     def test_a_unit_that_another_builder_commits_meanwhile_is_not_computed(
@@ -346,10 +360,27 @@ class TestRepair:
         flip(only(spec.cache, f"shards/00000/{UNIT:09d}-*.labels.parquet"))
         with (
             asked(fails_at(UNIT, MemoryError())),
-            pytest.raises(UserError, match=r"not all is repaired, .*unit 2 of view 0"),
+            pytest.raises(UserError, match=r"not all is repaired, .* view 0, unit 2 .*, 3 attempts: MemoryError"),
         ):
             pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False)
         assert verify(open_cache(spec.cache)).bad_units == [(0, UNIT)]
+        assert marks(spec.cache) == {}
+
+    def test_a_unit_that_needs_a_smaller_micro_batch_gets_it_whatever_was_tried_before(self, spec: CacheSpec) -> None:
+        run(spec)
+        flip(only(spec.cache, f"shards/00000/{UNIT:09d}-*.labels.parquet"))
+        for _ in range(attempts.MAX_ATTEMPTS):
+            attempts.begin(Store(spec.cache), view=0, unit=UNIT, run="dead")
+
+        def answer(unit: int, num_calls: int, rows: list[Row]) -> list[Row]:
+            if num_calls == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return rows
+
+        with asked(answer) as calls:
+            assert pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False).ok
+        assert calls == [(UNIT, 16384), (UNIT, 4096)]
+        assert marks(spec.cache) == {}
 
 
 class DiesAtUnit(UnitWorker):

@@ -28,11 +28,9 @@ def cache(tmp_path: Path) -> str:
     return build_cache(tmp_path / "cache").url
 
 
-def ask(cache: str, *asked: int, as_on_gpu: bool) -> list[dict[str, Any]]:
-    """Receipts of units that are given to one worker together; `as_on_gpu` with a turn of its own for encoding."""
-    worker = UnitWorker(url=cache, batch_tokens=100, num_threads=1, on_gpu=False, run="run", commits=True)
-    if as_on_gpu:
-        worker._encoding_turn = threading.RLock()
+def ask(cache: str, *asked: int) -> list[dict[str, Any]]:
+    """Receipts of units that are given to one worker together."""
+    worker = UnitWorker(url=cache, single_writer=False, batch_tokens=100, num_threads=1, on_gpu=False, run="run")
     with ThreadPoolExecutor(CALLS_PER_ACTOR) as pool:
         return list(pool.map(worker, [{"view": VIEW, "unit": unit, "repair": False} for unit in asked]))
 
@@ -50,29 +48,14 @@ def during(monkeypatch: pytest.MonkeyPatch, home: Any, name: str, work: Callable
     monkeypatch.setattr(home, name, called)
 
 
-def test_on_a_gpu_a_unit_is_encoded_while_the_teacher_is_asked_about_the_next(
+def test_a_unit_is_encoded_while_the_teacher_is_asked_about_the_next(
     cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = threading.Barrier(2, timeout=PATIENCE_S)
     during(monkeypatch, shard, "encode_unit", lambda call, _: call == 0 and both.wait())
     during(monkeypatch, units, "ask_unit", lambda call, _: call == 1 and both.wait())
-    assert [receipt["error"] for receipt in ask(cache, 0, 1, as_on_gpu=True)] == ["", ""]
+    assert [receipt["error"] for receipt in ask(cache, 0, 1)] == ["", ""]
     assert manifest.committed_units(Store(cache), VIEW) == {0, 1}
-
-
-def test_without_a_gpu_a_unit_is_written_while_the_teacher_is_asked_about_another(
-    cache: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writing, asked = threading.Event(), threading.Event()
-
-    def write(call: int, _: int) -> None:
-        if call == 0:
-            writing.set()
-            assert asked.wait(PATIENCE_S)
-
-    during(monkeypatch, shard, "put_shard", write)
-    during(monkeypatch, units, "ask_unit", lambda *_: writing.is_set() and asked.set())
-    assert [receipt["error"] for receipt in ask(cache, 0, 1, 2, as_on_gpu=False)] == ["", "", ""]
 
 
 def test_a_unit_that_may_have_ended_a_process_has_the_next_one_to_itself(
@@ -88,7 +71,7 @@ def test_a_unit_that_may_have_ended_a_process_has_the_next_one_to_itself(
 
     during(monkeypatch, units, "ask_unit", work)
     during(monkeypatch, shard, "encode_unit", work)
-    assert all(receipt["is_new"] for receipt in ask(cache, 1, 0, 2, 3, 4, as_on_gpu=True))
+    assert all(receipt["is_new"] for receipt in ask(cache, 1, 0, 2, 3, 4))
     begins, ends, _ = zip(*(span for span in spans if span[2] == 0), strict=True)
     others = [span for span in spans if span[2] != 0]
     assert len(begins) == 2
