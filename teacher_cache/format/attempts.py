@@ -17,6 +17,8 @@ MAX_ATTEMPTS = 3
 MARK_KEY = re.compile(r"attempts/(\d+)/[^/]+\.json")
 """With the view; of marks, and of what a run leaves that ended early."""
 ENDED = "ended-"
+CODEBOOK = 999_999_999
+"""Counts as a unit of view 0."""
 
 
 def marks(store: Store, view: int) -> dict[int, list[str]]:

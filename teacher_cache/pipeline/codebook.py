@@ -2,7 +2,7 @@
 
 from tqdm import tqdm
 
-from teacher_cache.format import codebook, token_counts
+from teacher_cache.format import attempts, codebook, token_counts
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.format.spec import Identity
 from teacher_cache.masking import rare_probabilities
@@ -11,9 +11,6 @@ from teacher_cache.pipeline.job import Job
 from teacher_cache.pipeline.tokenise import tokeniser
 from teacher_cache.pipeline.workers import CodebookWorker
 from teacher_cache.storage.store import Store
-
-MAX_DEATHS = 3
-"""Of workers; what ends the fourth as well would end every one."""
 
 
 def make_codebook(job: Job) -> None:
@@ -29,9 +26,12 @@ def make_codebook(job: Job) -> None:
     from teacher_cache.codebooks import sample_ids
 
     ids = sample_ids(job.identity, num_sequences=job.corpus.num_sequences, num_tokens=job.corpus.num_tokens)
-    results = checked(job.workers.actors([{"ids": ids}], CodebookWorker, job.worker_arguments, max_deaths=MAX_DEATHS))
-    for _ in tqdm(results, f"codebook of {len(ids):,} sequences", 1, unit="", disable=not job.progress):
-        pass
+    results = checked(job.workers.actors([{"ids": ids}], CodebookWorker, job.worker_arguments))
+    try:
+        for _ in tqdm(results, f"codebook of {len(ids):,} sequences", 1, unit="", disable=not job.progress):
+            pass
+    finally:
+        attempts.withdraw(job.store, 0, attempts.CODEBOOK)
 
 
 def _count_tokens(store: Store, identity: Identity, corpus: Sequences) -> None:

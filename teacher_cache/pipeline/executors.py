@@ -25,13 +25,9 @@ class Executor(Protocol):
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         """Calls a function once an item."""
 
-    def actors(
-        self, items: Iterable[Item], worker: type, arguments: dict[str, Any], *, max_deaths: int = -1
-    ) -> Iterator[Item]:
-        """Makes workers as `worker(on_gpu=…, num_threads=…, **arguments)`, and calls one of them once an item.
-
-        One that dies is made anew, and called again, up to `max_deaths` times; without end if that is -1.
-        """
+    def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
+        """Makes workers as `worker(on_gpu=…, num_threads=…, **arguments)`, and calls one of them once an item. One that
+        dies is made anew and called again, without end: it must see to that itself."""
 
 
 class InProcess:
@@ -44,9 +40,7 @@ class InProcess:
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         yield from map(work, items)
 
-    def actors(
-        self, items: Iterable[Item], worker: type, arguments: dict[str, Any], *, max_deaths: int = -1
-    ) -> Iterator[Item]:
+    def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
         import torch
 
         on_gpu = torch.cuda.is_available() and self._execution.gpus_per_worker != 0
@@ -65,9 +59,7 @@ class OnRay:
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         yield from self._map(items, work, num_cpus=1)
 
-    def actors(
-        self, items: Iterable[Item], worker: type, arguments: dict[str, Any], *, max_deaths: int = -1
-    ) -> Iterator[Item]:
+    def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
         import ray
 
         workers = self._execution.num_workers
@@ -89,8 +81,6 @@ class OnRay:
                 compute=pool,
                 num_cpus=self._cpus_each,
                 num_gpus=num_gpus or None,
-                max_restarts=max_deaths,
-                max_task_retries=max_deaths,
                 fn_constructor_kwargs={"on_gpu": num_gpus > 0, "num_threads": self._cpus_each, **arguments},
             )
 

@@ -38,7 +38,12 @@ class Job:
     @property
     def worker_arguments(self) -> dict[str, Any]:
         store = self.store
-        return {"url": store.url, "single_writer": store.single_writer, "batch_tokens": self.execution.batch_tokens}
+        return {
+            "url": store.url,
+            "single_writer": store.single_writer,
+            "run": self.run,
+            "batch_tokens": self.execution.batch_tokens,
+        }
 
     def ask(self, units: Iterable[tuple[int, int]], *, repair: bool = False) -> Iterator[Receipt]:
         """Receipts of units, each named by view and number, in any order.
@@ -47,8 +52,7 @@ class Job:
             UserError: something failed that would fail for every unit.
         """
         items = ({"view": view, "unit": unit, "repair": repair} for view, unit in units)
-        arguments = {**self.worker_arguments, "run": self.run}
-        for item in self.workers.actors(items, UnitWorker, arguments):
+        for item in self.workers.actors(items, UnitWorker, self.worker_arguments):
             receipt = Receipt(**item)
             if receipt.is_fatal:
                 raise UserError(receipt.error)

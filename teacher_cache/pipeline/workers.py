@@ -52,7 +52,9 @@ class Receipt:
 class _TeacherWorker:
     """A Ray Data actor with a teacher. Gets paths and names, never weights."""
 
-    def __init__(self, url: str, single_writer: bool, batch_tokens: int, num_threads: int, on_gpu: bool) -> None:
+    def __init__(
+        self, *, url: str, single_writer: bool, run: str, batch_tokens: int, num_threads: int, on_gpu: bool
+    ) -> None:
         import torch
 
         from teacher_cache.task_teacher import teacher_of
@@ -74,7 +76,7 @@ class _TeacherWorker:
             "pad_id": loaded.tokenizer.pad_token_id,
             "identity": self._identity,
         }
-        self._batch_tokens = batch_tokens
+        self._run, self._batch_tokens = run, batch_tokens
 
     def _masked(self, view: int, sequences: Sequence[StoredSequence]) -> "MaskedUnit":
         from teacher_cache.units import mask_unit
@@ -87,12 +89,16 @@ class CodebookWorker(_TeacherWorker):
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         try:
-            self._make([int(sequence) for sequence in item["ids"]])
+            num_before = len(attempts.marks(self._store, 0).get(attempts.CODEBOOK, []))
+            if num_before >= attempts.MAX_ATTEMPTS:
+                return {"error": f"the codebook is given up: {num_before} times the process that made it died"}
+            attempts.begin(self._store, view=0, unit=attempts.CODEBOOK, run=self._run)
+            self._make([int(sequence) for sequence in item["ids"]], max(1, self._batch_tokens // 4**num_before))
         except Exception as failure:
             return {"error": _told(failure, "the codebook failed")}
         return {"error": ""}
 
-    def _make(self, ids: list[int]) -> None:
+    def _make(self, ids: list[int], batch_tokens: int) -> None:
         from teacher_cache.codebooks import make_codebook
         from teacher_cache.format import codebook
 
@@ -100,7 +106,7 @@ class CodebookWorker(_TeacherWorker):
             self._masked(0, [next(self._sequences.read(sequence, sequence + 1)) for sequence in ids]),
             head=self._cache.head.to(self._device),
             num_layers=self._cache.teacher.num_layers,
-            batch_tokens=self._batch_tokens,
+            batch_tokens=batch_tokens,
             **self._asking,
         )
         codebook.create(self._store, made)
@@ -114,9 +120,8 @@ class UnitWorker(_TeacherWorker):
     `attempts.MAX_ATTEMPTS`. Whatever else goes wrong, as with the store, would go wrong with every unit: it is fatal.
     """
 
-    def __init__(self, *, run: str, **arguments: Any) -> None:
+    def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._run = run
         self._asking_turn, self._encoding_turn = threading.RLock(), threading.RLock()
         # Encoding takes a twelfth of the time of asking on as many threads, and without a GPU both share the cores.
         self._encoding_threads = self._num_threads if self._device.type == "cuda" else max(1, self._num_threads // 4)

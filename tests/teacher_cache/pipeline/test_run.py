@@ -232,7 +232,7 @@ class HasNoTeacher(UnitWorker):
 
 
 class DiesAtCodebook(CodebookWorker):
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+    def _make(self, ids: list[int], batch_tokens: int) -> None:
         os._exit(9)
 
 
@@ -266,9 +266,10 @@ class TestOnRay:
         self, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("teacher_cache.pipeline.codebook.CodebookWorker", DiesAtCodebook)
-        monkeypatch.setattr("teacher_cache.pipeline.codebook.MAX_DEATHS", 1)
-        with pytest.raises(UserError, match="the Ray cluster failed"):
-            run(make_spec(execution={"num_workers": 1}))
+        spec = make_spec(execution={"num_workers": 1})
+        with pytest.raises(UserError, match="the codebook is given up: 3 times the process that made it died"):
+            run(spec)
+        assert not list(Path(spec.cache).glob("attempts/*/*"))
 
     def test_a_mistake_comes_back_as_its_message_and_ray_is_left_as_it_was(
         self, corpus: Path, make_spec: MakeSpec
