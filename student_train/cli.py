@@ -60,13 +60,10 @@ def _submit(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.sweep:
         from student_train.sweep.config import SweepConfig
+        from student_train.sweep.trials import places as sweep_places
 
-        return run(
-            options,
-            SweepConfig,
-            Command(module="student_train.cli", name="sweep", address_key="student.execution.address"),
-            places=lambda config: {"student.caches": config.student.get("caches", ()), "output": [config.output]},
-        )
+        sweep = Command(module="student_train.cli", name="sweep", address_key="student.execution.address")
+        return run(options, SweepConfig, sweep, places=sweep_places)
     if options.finetune:
         from student_train.finetune.config import FinetuneConfig, places
 
@@ -77,7 +74,7 @@ def _submit(options: argparse.Namespace) -> dict[str, Any]:
         options,
         StudentSpec,
         Command(module="student_train.cli", name="run"),
-        places=lambda spec: {"caches": spec.caches, "output": [spec.output]},
+        places=lambda spec: {**spec.reads, "output": [spec.output]},
     )
 
 

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from teacher_cache.format.spec import Url
 from teacher_cache.shell.settings import STRICT
+from teacher_cache.storage.urls import folders
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -150,6 +151,11 @@ class StudentSpec:
     held_out_sequences: Annotated[int, Field(ge=0, strict=True)] = 0
     """Sequences set aside for evaluation, the same for every student of the same caches."""
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    @property
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Folders and URLs that are read, by key."""
+        return {"caches": self.caches, "student.initial_weights": folders(self.student.initial_weights)}
 
     @model_validator(mode="after")
     def _one_length(self) -> "StudentSpec":

@@ -26,6 +26,7 @@ from teacher_cache.format.spec import (
 )
 from teacher_cache.shell import settings
 from teacher_cache.shell.settings import STRICT
+from teacher_cache.storage.urls import folders
 from teacher_cache.tasks.config import TaskConfig
 
 
@@ -102,8 +103,8 @@ class CacheSpec:
 
     @property
     def places(self) -> dict[str, tuple[str, ...]]:
-        """Files and URLs that are read, by key."""
-        return {"corpus.paths": self.corpus.paths}
+        """Files, folders and URLs that are read, by key."""
+        return {"corpus.paths": self.corpus.paths, "teacher.model": folders(self.teacher.model)}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -123,7 +124,8 @@ class TaskCacheSpec:
     def places(self) -> dict[str, tuple[str, ...]]:
         """Files and URLs that are read, by key."""
         named = {f"task.{key}": getattr(self.task, key) for key in ("folder", "train", "dev")}
-        return {key: (url,) for key, url in named.items() if url is not None}
+        found = {key: (url,) for key, url in named.items() if url is not None}
+        return {**found, "task.hub": folders(self.task.hub), "teacher.model": folders(self.teacher.model)}
 
 
 def spec_type(values: Mapping[str, Any]) -> type[CacheSpec | TaskCacheSpec]:

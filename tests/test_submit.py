@@ -1,5 +1,6 @@
 """Jobs before they are sent, and job servers that are none."""
 
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import yaml
 
 import student_train.cli
 import teacher_cache.cli
+from student_train.sweep.config import SweepConfig
 from teacher_cache.config import CacheSpec
 from teacher_cache.errors import UserError
 from teacher_cache.format.cache import open_cache
@@ -58,6 +60,15 @@ class TestNames:
         commands = [BUILD, Command(module="student_train.cli", name="run")]
         assert len({job_name(command, spec) for command in commands for spec in specs}) == 4
 
+    def test_how_the_work_is_done_is_no_part_of_a_name(self) -> None:
+        specs = [SPEC, SPEC | {"execution": {"num_workers": 2}}]
+        assert len({job_name(BUILD, parse(CacheSpec, spec)) for spec in specs}) == 1
+        student = {"caches": ["s3://b/c"], "execution": {"num_workers": 2}}
+        sweep = {"output": "s3://b/o", "student": student, "space": {"seed": {"choose": [1, 2]}}}
+        other = sweep | {"student": student | {"execution": {"num_workers": 1}}, "max_concurrent": 1}
+        command = Command(module="student_train.cli", name="sweep")
+        assert len({job_name(command, parse(SweepConfig, values)) for values in (sweep, other)}) == 1
+
     def test_attempts_are_numbered(self) -> None:
         name = job_name(BUILD, parse(CacheSpec, SPEC))
         assert [attempt_of(attempt_id(name, number)) for number in (1, 9, 10)] == [1, 9, 10]
@@ -81,6 +92,12 @@ class TestEntrypoint:
         assert SECRET not in job.entrypoint
         assert SECRET not in repr(job)
         assert job.runtime_env["env_vars"]["A_SECRET"] == SECRET
+
+    @pytest.mark.parametrize("url", [f"s3://key:{SECRET}@b/c", f"https://h/c?X-Amz-Signature={SECRET}"])
+    def test_a_secret_in_a_url_is_not_sent(self, url: str, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"a URL holds a password .*would read: cache: ") as refused:
+            make(cache=url)
+        assert SECRET not in str(refused.value)
 
 
 class TestEnvironment:
@@ -139,6 +156,36 @@ class TestCommandLines:
         path = write(tmp_path, "cache.yaml", SPEC)
         assert teacher_cache.cli.main(["submit", path, "--address", "http://127.0.0.1:9", "veiws=2"]) == 2
         assert "veiws: unknown key" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("main", "values", "message"),
+        [
+            (teacher_cache.cli.main, SPEC | {"teacher": {"model": "model"}}, "error: teacher.model: model is relative"),
+            (
+                student_train.cli.main,
+                {"caches": ["/c"], "output": "/o", "student": {"initial_weights": "model"}},
+                "error: student.initial_weights: model is relative",
+            ),
+        ],
+    )
+    def test_a_folder_here_is_no_name_on_a_hub(
+        self,
+        main: Callable[[list[str]], int],
+        values: dict[str, Any],
+        message: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "model").mkdir()
+        assert main(["submit", write(tmp_path, "c.yaml", values)]) == 2
+        assert capsys.readouterr().err.startswith(message)
+
+    def test_each_student_of_a_sweep_is_checked(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        values = {"output": "/o", "student": {"caches": ["/c"]}, "space": {"student.num_layer": {"choose": [1, 2]}}}
+        assert student_train.cli.main(["submit", "--sweep", write(tmp_path, "c.yaml", values)]) == 2
+        assert "num_layer" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("main", "values", "message"),
@@ -218,6 +265,21 @@ class TestServers:
                 UserError, match="knows no job x-1 any more: the cluster was started anew; submit again"
             ):
                 follow.follow(JobServer(url), "x-1", print)
+
+    def test_a_cluster_that_was_away_and_was_started_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(follow, "RETRY_S", 0.01)
+        with web_server({"/api/version": {"ray_version": "2.60.0"}}) as url:
+            server, tries = JobServer(url), itertools.count()
+            real = server.record
+
+            def record(job_id: str) -> Any:
+                if next(tries) == 0:
+                    raise ConnectionRefusedError
+                return real(job_id)
+
+            monkeypatch.setattr(server, "record", record)
+            with pytest.raises(UserError, match="knows no job x-1 any more"):
+                follow.follow(server, "x-1", print)
 
     def test_a_cluster_that_is_gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(follow, "RETRY_S", 0.01)

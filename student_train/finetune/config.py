@@ -1,6 +1,5 @@
 """What a user asks of fine-tuning: `FinetuneConfig`, one YAML file. Defaults are those of BERT on GLUE."""
 
-import os
 import re
 from dataclasses import field
 from typing import Annotated, Literal
@@ -11,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from student_train.config import NonNegative, Positive, Share
 from teacher_cache.format.spec import Url
 from teacher_cache.shell.settings import STRICT
+from teacher_cache.storage.urls import folders
 from teacher_cache.tasks.config import TaskConfig
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
@@ -112,7 +112,8 @@ class FinetuneConfig:
 
 def places(config: FinetuneConfig) -> dict[str, list[str]]:
     """Files and URLs that all machines must find, by key; what is no folder here counts as a name on the hub."""
-    found = {"models": [path for path in config.models.values() if os.path.isdir(os.path.expanduser(path))]}
-    found |= {f"tasks.{name}": [u for u in (t.folder, t.train, t.dev) if u] for name, t in config.tasks.items()}
+    found = {"models": list(folders(*config.models.values()))}
+    for name, task in config.tasks.items():
+        found[f"tasks.{name}"] = [url for url in (task.folder, task.train, task.dev, *folders(task.hub)) if url]
     found |= {f"distillation.caches.{model}": list(of.values()) for model, of in config.distillation.caches.items()}
     return found | {"output": [config.output]}

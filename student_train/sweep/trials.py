@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,17 @@ def trials(config: SweepConfig) -> list[Trial]:
     width = max(3, len(str(len(points) - 1)))
     labels = short_keys(list(config.space))
     return [_trial(config, f"{index:0{width}}-{describe(point, labels)}", point) for index, point in enumerate(points)]
+
+
+def places(config: SweepConfig) -> dict[str, Sequence[str]]:
+    """Files and URLs that all machines must find, by key.
+
+    Raises:
+        UserError: a student is not valid.
+    """
+    specs = [trial.spec for trial in trials(config)]
+    found = {f"student.{key}": sorted({url for spec in specs for url in spec.reads[key]}) for key in specs[0].reads}
+    return {**found, "output": [config.output]}
 
 
 def distinct_points(config: SweepConfig) -> list[Point]:

@@ -139,12 +139,11 @@ def _fewer_sequences(spec: CacheSpec, counts: Counts, rates: Rates) -> Iterator[
 
 
 def _other_units(counts: Counts, rates: Rates, num_workers: int) -> Iterator[_Change]:
-    shard_bytes = sizes(counts, rates).shards / (counts.num_views * counts.num_units)
-    if counts.num_units < num_workers:
-        smaller = max(1, counts.num_sequences // (UNITS_A_WORKER * num_workers))
-        meaning = (
-            f"{counts.num_units} units a view leave {num_workers - counts.num_units} of {num_workers} workers idle"
-        )
+    num_units = counts.num_views * counts.num_units
+    shard_bytes = sizes(counts, rates).shards / num_units
+    if num_units < num_workers:
+        smaller = max(1, counts.num_views * counts.num_sequences // (UNITS_A_WORKER * num_workers))
+        meaning = f"{num_units} units leave {num_workers - num_units} of {num_workers} workers idle"
         yield _Change(
             setting=f"unit_sequences={smaller}",
             meaning=meaning,

@@ -72,18 +72,18 @@ def work(counts: Counts, times: Times) -> Work:
 
 
 def wall_s(counts: Counts, times: Times, *, num_workers: int, cpus_per_worker: int) -> float:
-    """From start to end: tokenising, codebook, and view after view, in whole units a worker.
+    """From start to end: tokenising, codebook, and the units of all views, in whole units a worker.
 
-    Workers load their teacher for the codebook, and anew for each view. Files are tokenised side by side, as many as
+    Workers load their teacher for the codebook, and anew for the views. Files are tokenised side by side, as many as
     the workers have CPUs. A worker on Ray asks about one unit while it encodes and uploads another; what it gains by
     that is left out.
     """
     at_once = max(1, min(counts.num_files, num_workers * cpus_per_worker))
     done = work(counts, times)
-    unit_s = (done.teacher_s + done.encode_s) / (counts.num_views * counts.num_units)
-    view_s = times.start + -(-counts.num_units // num_workers) * unit_s
+    num_units = counts.num_views * counts.num_units
+    views_s = times.start + -(-num_units // num_workers) * (done.teacher_s + done.encode_s) / num_units
     codebook_s = times.start + times.codebook if times.codebook else 0.0
-    return times.tokenise / at_once + times.start + codebook_s + counts.num_views * view_s
+    return times.tokenise / at_once + times.start + codebook_s + views_s
 
 
 def pays_after(*, build: float, online_epoch: float, cached_epoch: float) -> float | None:

@@ -24,6 +24,11 @@ def normal_url(url: str) -> str:
     return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
 
 
+def folders(*names: str | None) -> tuple[str, ...]:
+    """Those of models' and data sets' names that are folders here, and so no names on a hub."""
+    return tuple(name for name in names if name and os.path.isdir(os.path.expanduser(name)))
+
+
 def redacted(text: str) -> str:
     """A text, for example an error's, without passwords and signatures of the URLs in it."""
     return _QUERY_SECRET.sub(r"\1…", _PASSWORD.sub("…@", text))

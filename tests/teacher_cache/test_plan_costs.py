@@ -106,11 +106,11 @@ class TestWork:
         assert found.replay_epoch_s == pytest.approx(7)
 
     def test_wall_clock_is_in_whole_units_a_worker(self) -> None:
-        """A unit takes (192 + 4.2) / 9 s; 3 units are 2 rounds of 2 workers, and 1 of 8."""
+        """A unit takes (192 + 4.2) / 9 s; 9 units are 5 rounds of 2 workers, and 2 of 8."""
         unit_s = 196.2 / 9
         start_s = 6 / 2 + 2 + 22
-        assert wall_s(COUNTS, TIMES, num_workers=2, cpus_per_worker=4) == pytest.approx(start_s + 3 * (2 + 2 * unit_s))
-        assert wall_s(COUNTS, TIMES, num_workers=8, cpus_per_worker=1) == pytest.approx(start_s + 3 * (2 + unit_s))
+        assert wall_s(COUNTS, TIMES, num_workers=2, cpus_per_worker=4) == pytest.approx(start_s + 2 + 5 * unit_s)
+        assert wall_s(COUNTS, TIMES, num_workers=8, cpus_per_worker=1) == pytest.approx(start_s + 2 + 2 * unit_s)
 
 
 class TestBreakEven:
@@ -248,8 +248,8 @@ class TestAdvice:
 
     def test_idle_workers_get_smaller_units(self) -> None:
         found = self.advised(num_workers=10)
-        assert "3 units a view leave 7 of 10 workers idle" in found["unit_sequences=15"].meaning
-        assert not any(setting.startswith("unit_sequences") for setting in self.advised(num_workers=3))
+        assert "9 units leave 1 of 10 workers idle" in found["unit_sequences=45"].meaning
+        assert not any(setting.startswith("unit_sequences") for setting in self.advised(num_workers=9))
 
     def test_many_small_shards_get_larger_units(self) -> None:
         many = replace(COUNTS, unit_sequences=1)

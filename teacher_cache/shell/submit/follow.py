@@ -34,7 +34,10 @@ def follow(server: JobServer, job_id: str, write: Write, *, patience_s: float = 
         try:
             record = server.record(job_id)
         except LOST as error:
-            lost_since = lost_since or _lost(server, job_id, error, write)
+            _check_known(server, job_id, error)
+            if lost_since is None:
+                write(f"{server.address} does not answer; asking again\n")
+                lost_since = time.monotonic()
             if time.monotonic() - lost_since > patience_s:
                 raise UserError(
                     f"{server.address} has not answered for {patience_s:.0f} s; job {job_id} may well be at work, and "
@@ -49,14 +52,14 @@ def follow(server: JobServer, job_id: str, write: Write, *, patience_s: float = 
         time.sleep(RETRY_S)
 
 
-def _lost(server: JobServer, job_id: str, error: Exception, write: Write) -> float:
-    """Tells of a loss; the time, as `time.monotonic` has it."""
+def _check_known(server: JobServer, job_id: str, error: Exception) -> None:
     if "status code 404" in str(error):
         raise UserError(
             f"{server.address} knows no job {job_id} any more: the cluster was started anew; submit again to go on"
         ) from None
-    write(f"{server.address} does not answer; asking again\n")
-    return time.monotonic()
+    if isinstance(error, AuthenticationError):
+        why = str(error).strip().partition("\n")[0]
+        raise UserError(f"{server.address} takes the token no more: {why}; was the cluster started anew?") from None
 
 
 class _Log:

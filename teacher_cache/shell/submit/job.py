@@ -13,6 +13,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.format.documents import digest_of
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.shell.submit.config import ClusterConfig
+from teacher_cache.storage.urls import redacted
 
 PACKAGES = ("teacher_cache", "student_train")
 DIGEST_DIGITS = 12
@@ -45,9 +46,18 @@ class Job:
 
 
 def job_name(command: Command, spec: Any) -> str:
-    """A job's name, by the digest of the whole configuration, defaults included."""
+    """A job's name, by the digest of what a configuration asks for, defaults included. How the work is done is no part
+    of it: another job with fewer workers would write to the same place."""
     program = command.module.partition(".")[0].replace("_", "-")
-    return f"{program}-{command.name}-{digest_of(to_dict(spec))[:DIGEST_DIGITS]}"
+    return f"{program}-{command.name}-{digest_of(_asked(to_dict(spec)))[:DIGEST_DIGITS]}"
+
+
+def _asked(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _asked(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in ("execution", "max_concurrent")
+    }
 
 
 def make_job(
@@ -61,16 +71,22 @@ def make_job(
             that what everyone may read of a job holds none of their values.
 
     Raises:
-        UserError: a variable that the job would need does not go with it, or is not set here.
+        UserError: a variable that the job would need does not go with it, or is not set here; or a URL holds a secret.
     """
     if left_out := sorted({name for name in variables_read(written) if name in environ} - {*cluster.env}):
         raise UserError(
             f"the configuration reads environment variables that would not go with the job: {', '.join(left_out)}; "
             "name them under `env` in the cluster's file (--cluster)"
         )
+    text = entrypoint(command, written)
+    if secrets := [line.strip() for line in redacted(text).splitlines() if line not in text.splitlines()]:
+        raise UserError(
+            f"a URL holds a password or a signature, which all who may see the job would read: {secrets[0]}; "
+            "write ${oc.env:NAME} there, and NAME under `env` in the cluster's file (--cluster)"
+        )
     return Job(
         name=job_name(command, spec),
-        entrypoint=entrypoint(command, written),
+        entrypoint=text,
         runtime_env=runtime_env(cluster, environ),
     )
 
