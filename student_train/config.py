@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from teacher_cache.format.spec import Url
 from teacher_cache.shell.settings import STRICT
-from teacher_cache.storage.urls import folders
+from teacher_cache.storage.urls import folders, normal_url
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -161,6 +161,6 @@ class StudentSpec:
     def _one_length(self) -> "StudentSpec":
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give epochs or steps, not both")
-        if len(set(self.caches)) != len(self.caches):
+        if len(set(map(normal_url, self.caches))) != len(self.caches):
             raise ValueError("caches names one more than once: its sequences would count twice")
         return self

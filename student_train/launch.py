@@ -26,6 +26,9 @@ from teacher_cache.shell.ray_session import gpus_each, ray_session, tell_room
 from teacher_cache.shell.settings import parse, to_dict
 from teacher_cache.storage.store import Store, normal_url
 
+SQLITE = "sqlite:///"
+"""Of MLflow: a database in a file."""
+
 RESIZED_START_S = 20
 """How long Ray Train waits for room for an elastic group: after a node's death it first asks for as many workers as
 before, and only then for as many as there is room for."""
@@ -67,6 +70,9 @@ def with_absolute_paths(spec: StudentSpec) -> StudentSpec:
         student = replace(student, initial_weights=normal_url(student.initial_weights))
     if execution.disk_cache is not None:
         execution = replace(execution, disk_cache=normal_url(execution.disk_cache))
+    if execution.mlflow is not None and execution.mlflow.startswith(SQLITE):
+        path = os.path.abspath(execution.mlflow.removeprefix(SQLITE))
+        execution = replace(execution, mlflow=f"{SQLITE}{path}")
     caches = tuple(normal_url(url) for url in spec.caches)
     return replace(spec, caches=caches, output=normal_url(spec.output), student=student, execution=execution)
 

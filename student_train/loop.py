@@ -141,15 +141,19 @@ class Trainer:
         self,
         on_step: Callable[[StepReport], None],
         on_held_out: Callable[[HeldOutReport], None] = lambda report: None,
+        after_step: Callable[[StepReport], None] = lambda report: None,
     ) -> None:
-        """Runs all steps that are left, calling back after each, and after each evaluation on the rows held out."""
+        """Runs all steps that are left, calling back after each, after each evaluation on the rows held out, and once a
+        step and its evaluation are done: from there another process may go on."""
         batches = made_ahead(itertools.islice(self.batches(), self.num_steps - self.progress.step))
         self._step_end = asked = time.perf_counter()
         for batch in batches:
-            on_step(self._timed_step(batch, wait_s=time.perf_counter() - asked))
+            report = self._timed_step(batch, wait_s=time.perf_counter() - asked)
+            on_step(report)
             if self._evaluation_is_due():
                 on_held_out(self.evaluate())
                 self._step_end = time.perf_counter()
+            after_step(report)
             asked = time.perf_counter()
 
     def batches(self) -> Iterator[Batch]:

@@ -18,7 +18,6 @@ import numpy as np
 from student_train.held_out import NOTHING, HeldOut, set_aside
 from teacher_cache.format import philox
 from teacher_cache.format.cache import Cache
-from teacher_cache.format.shard_columns import BLOCK_SEQUENCES
 
 NUM_LANES = 60
 """Divisible by 2, 3, 4, 5 and 6: each worker then reads 1/W of the bytes."""
@@ -70,9 +69,9 @@ class EpochOrder:
         taken = self._taken(start_sequence)
         parts = [np.empty((0, 2), dtype=np.int64)]
         for lane in range(rank, NUM_LANES, num_ranks):
-            # A block that the present window has rows of may begin a block's length before it.
+            # A block that the present window has rows of may begin anywhere in the one before.
             window = int(taken[lane] + _short_by(lane)) // WINDOW_SEQUENCES
-            first = max(0, self._bounds(lane, window)[0] - BLOCK_SEQUENCES)
+            first = self._bounds(lane, max(0, window - 1))[0]
             parts.append(self._rows(self.lanes[lane], np.arange(first, taken[lane])))
         return np.concatenate(parts)
 

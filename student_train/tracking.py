@@ -49,12 +49,19 @@ class Tracker:
             raise UserError(f"execution.mlflow: {uri} cannot be used: {reason}") from None
 
     def _old_run(self, store: Store) -> str | None:
-        """That an attempt before began."""
+        """That an attempt before began; None where it is not known."""
         try:
             run_id = store.read(RUN_ID_KEY, max_bytes=100).decode()
         except FileNotFoundError:
             return None
-        self._client.set_terminated(run_id, status="RUNNING")
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.set_terminated(run_id, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None  # of another server, or deleted there
         return run_id
 
     def _new_run(self, store: Store, description: RunDescription) -> str:
@@ -97,11 +104,9 @@ class Tracker:
 
     def _try(self, request: str, **arguments: Any) -> bool:
         """No run ends because nobody takes note of it."""
-        from mlflow.exceptions import MlflowException
-
         try:
             getattr(self._client, request)(self._run_id, **arguments)
-        except MlflowException as error:
+        except Exception as error:  # MLflow's own, its HTTP client's, or its file store's
             logging.getLogger(__name__).warning("MLflow: %s: %s", request, " ".join(str(error).split()))
             return False
         return True

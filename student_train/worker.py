@@ -53,6 +53,8 @@ def run_worker(
     def on_step(report: StepReport) -> None:
         if log:
             log.step(report)
+
+    def after_step(report: StepReport) -> None:
         if report.step % spec.execution.checkpoint_steps == 0 or report.step == report.num_steps:
             if log:  # first: a restart drops what lies behind its checkpoint, but cannot make up what is missing
                 log.flush()
@@ -67,7 +69,7 @@ def run_worker(
     try:
         if log:
             show(views_line(trainer.caches, num_views=trainer.num_views, num_epochs=trainer.num_epochs))
-        trainer.train(on_step, on_evaluation)
+        trainer.train(on_step, on_evaluation, after_step)
         elapsed = time.perf_counter() - start
         summary = _summary(trainer, log, (trainer.num_consumed(trainer.progress) - resumed) / elapsed)
         if log:

@@ -27,6 +27,7 @@ from student_train.sweep.halving import Rungs
 from student_train.sweep.trials import Trial
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents
+from teacher_cache.format.cache import open_cache
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
 
@@ -139,6 +140,24 @@ def has_ended(trial: Trial) -> bool:
     """Whether a trial was finished or stopped early: it is not to be trained any more."""
     store = Store(trial.spec.output)
     return store.exists(SUMMARY_KEY) or store.exists(STOPPED_KEY)
+
+
+def check_caches(trial: Trial) -> None:
+    """Refuses caches that are not those which an ended trial learned from; caches that are gone cannot be compared.
+
+    Raises:
+        UserError: they are others.
+    """
+    descriptions = read_records(Store(trial.spec.output), RUN_KEY, RunDescription)
+    try:
+        now = [open_cache(url).fingerprint for url in trial.spec.caches]
+    except UserError:
+        return
+    if descriptions and [cache.fingerprint for cache in descriptions[0].caches] != now:
+        raise UserError(
+            f"{trial.spec.output} learned from other caches than {', '.join(trial.spec.caches)}; "
+            "choose another `output`, or delete that one"
+        )
 
 
 def criterion(trials: list[Trial]) -> Criterion:

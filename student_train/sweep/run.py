@@ -9,10 +9,11 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
@@ -27,7 +28,7 @@ from student_train.sweep.halving import Rungs
 from student_train.sweep.records import Criterion, Outcome
 from student_train.sweep.trials import Trial, trials
 from student_train.worker import run_worker
-from teacher_cache.errors import UserError
+from teacher_cache.errors import StoreError, UserError
 from teacher_cache.shell.ray_session import gpus_each, ray_session
 from teacher_cache.shell.settings import parse, to_dict
 from teacher_cache.storage.store import Store, normal_url
@@ -61,6 +62,9 @@ def sweep(config: SweepConfig) -> SweepResult:
     store = Store(normal_url(config.output))
     record = records.read_sweep(store, config)
     missing = [trial for trial in every if not records.has_ended(trial)]
+    for trial in every:
+        if trial not in missing:
+            records.check_caches(trial)
     say(f"{len(every)} students, {len(every) - len(missing)} of them done before")
     num_views = {trial.name: _checked(trial) for trial in missing}
     record = record or records.begin_sweep(store, config, num_views)
@@ -169,6 +173,8 @@ def _train_one(values: dict[str, Any]) -> None:
             on_held_out=lambda report: tune.report({"report": report, "share": report.step / num_steps()}),
             num_views=trial["num_views"],
         )
+    except StoreError:
+        raise
     except UserError as error:
         tune.report({"error": str(error)})
 
@@ -194,6 +200,16 @@ class _Halving(FIFOScheduler):
         return self.STOP
 
 
+def reason(trial: TuneTrial) -> str:
+    """Why a trial failed. It is in the driver's own folder: Tune copies that to the storage later."""
+    if trial.pickled_error_file:
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        cause = getattr(error, "cause", None) or error
+        return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}".removesuffix(": ")
+    text = Path(trial.error_file).read_text() if trial.error_file else ""
+    return text.strip().rpartition("\n")[2] or "it ended without a word"
+
+
 class _Progress(tune.Callback):
     """Says what became of each trial, and keeps why the failed ones did."""
 
@@ -206,9 +222,7 @@ class _Progress(tune.Callback):
         self._ended(_name_of(trial), (trial.last_result or {}).get("error"))
 
     def on_trial_error(self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        error: Any = trial.get_pickled_error() or trial.get_error()
-        cause = getattr(error, "cause", None) or error
-        self._ended(_name_of(trial), f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}")
+        self._ended(_name_of(trial), reason(trial))
 
     def _ended(self, name: str, error: str | None) -> None:
         if error:

@@ -11,10 +11,12 @@ from torch import multiprocessing
 from student_train.config import StudentSpec
 from student_train.loop import Trainer
 from student_train.rank import Rank
-from student_train.run_folder import HeldOutReport, StepReport
+from student_train.run_folder import HELD_OUT_KEY, HeldOutReport, StepReport, read_records
+from student_train.worker import run_worker
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.row import Row
 from teacher_cache.shell.settings import parse, to_dict
+from teacher_cache.storage.store import Store
 from teacher_cache.targets.batching import pad
 from tests.student_train import runs
 from tests.student_train.online import OnlineDistillation, labels_of
@@ -135,6 +137,28 @@ def test_rows_held_out_are_never_learned_from(default_cache):
     blocks = {8 * shard + row for shard in trainer._held_out.blocks for row in range(8)}
     assert aside <= blocks
     assert learned == set(range(50)) - blocks
+
+
+@pytest.mark.parametrize("execution", [{"checkpoint_steps": 1}, {"evaluation_steps": 1, "checkpoint_steps": 2}])
+def test_no_evaluation_is_lost_with_an_interruption(default_cache, tmp_path, monkeypatch, execution):
+    """The first time it is killed while it evaluates the last step, or just after a checkpoint."""
+    spec = spec_of(default_cache, tmp_path, steps=4, execution=runs.make_execution(**execution))
+    evaluate = Trainer.evaluate
+
+    def killed(trainer: Trainer) -> HeldOutReport:
+        if trainer.progress.step == spec.steps:
+            raise runs.KilledError
+        return evaluate(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", killed)
+        with pytest.raises(runs.KilledError):
+            run_worker(spec, device=runs.CPU, show=runs.ignore)
+    summary = run_worker(spec, device=runs.CPU, show=runs.ignore)
+    reports = read_records(Store(spec.output), HELD_OUT_KEY, HeldOutReport)
+    every = spec.execution.evaluation_steps
+    assert [report.step for report in reports] == [step for step in range(1, 5) if step % every == 0 or step == 4]
+    assert summary.held_out == reports[-1].losses | {"accuracy": reports[-1].accuracy}
 
 
 def test_nothing_held_out_is_never_evaluated(default_cache):

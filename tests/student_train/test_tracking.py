@@ -1,14 +1,16 @@
 """Runs in a real MLflow store."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from student_train import tracking
 from student_train.config import StudentSpec
-from student_train.launch import train
+from student_train.launch import train, with_absolute_paths
 from student_train.tracking import EXPERIMENT, flattened
 from student_train.worker import run_worker
 from teacher_cache.errors import UserError
@@ -74,6 +76,37 @@ def test_a_run_that_goes_on_is_the_same_run(default_cache, tmp_path, store):
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
     curve = client_of(store).get_metric_history(after.info.run_id, "loss/total")
     assert sorted(point.step for point in curve) == [1, 2, 3, 4]
+
+
+def test_a_run_that_mlflow_does_not_know_any_more_is_a_new_one(default_cache, tmp_path, store):
+    spec = spec_of(default_cache, tmp_path / "run", store)
+
+    def kill(_: object) -> None:
+        raise runs.KilledError
+
+    with pytest.raises(runs.KilledError):
+        run_worker(spec, device=runs.CPU, show=runs.ignore, on_checkpoint=kill)
+    elsewhere = (tmp_path / "elsewhere").as_uri()
+    train(replace(spec, execution=replace(spec.execution, mlflow=elsewhere)))
+    assert [run.info.status for run in runs_in(elsewhere)] == ["FINISHED"]
+
+
+def test_a_model_that_mlflow_refuses_does_not_end_a_run(default_cache, tmp_path, store, monkeypatch):
+    from mlflow import MlflowClient
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise requests.HTTPError("413 Client Error: Request Entity Too Large")
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", refuse)
+    assert train(spec_of(default_cache, tmp_path / "run", store)).num_steps == 4
+    assert [run.info.status for run in runs_in(store)] == ["FINISHED"]
+
+
+def test_a_database_in_a_file_is_the_same_for_each_worker(default_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for uri in ("sqlite:///runs.db", f"sqlite:///{tmp_path}/runs.db"):
+        spec = with_absolute_paths(spec_of(default_cache, tmp_path / "run", uri))
+        assert spec.execution.mlflow == f"sqlite:///{tmp_path}/runs.db"
 
 
 def test_points_are_sent_while_a_run_goes_on(default_cache, tmp_path, store, monkeypatch):

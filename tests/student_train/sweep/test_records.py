@@ -5,14 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from student_train.run_folder import HeldOutReport, RunDescription, TrainSummary, write_records
+from student_train.sources import describe
 from student_train.sweep import records
 from student_train.sweep.halving import REDUCTION, RUNGS, Rungs
 from student_train.sweep.trials import Trial, trials
+from teacher_cache.errors import UserError
 from teacher_cache.storage.store import Store
+from tests.student_train.report.records import write_run
 from tests.student_train.sweep.sweeps import make_config
 
 SCORES = st.lists(st.floats(allow_nan=False), min_size=1, max_size=30)
@@ -57,6 +61,15 @@ SUMMARY = TrainSummary(
     output="", model="", fingerprints=[], num_parameters=1, num_steps=12, num_workers=1, losses={},
     held_out={"total": 3.0, "accuracy": 0.5}, sequences_per_s=1.0, seconds=6.0,
 )  # fmt: skip
+
+
+def test_a_student_of_exact_caches_is_no_part_of_a_sweep(default_cache, exact_cache, tmp_path):
+    trial = make_trial(tmp_path, caches=[default_cache.url])
+    write_run(trial.spec.output, cache=describe(default_cache, num_views=1))
+    records.check_caches(trial)
+    records.check_caches(replace(trial, spec=replace(trial.spec, caches=(str(tmp_path / "gone"),))))
+    with pytest.raises(UserError, match="learned from other caches than"):
+        records.check_caches(replace(trial, spec=replace(trial.spec, caches=(exact_cache.url,))))
 
 
 def test_what_became_of_a_student_is_read_from_its_folder(tmp_path):

@@ -15,6 +15,10 @@ import psutil
 import pytest
 import torch
 import yaml
+from ray.exceptions import RayTaskError
+from ray.train._internal.storage import StorageContext
+from ray.tune.error import TuneError
+from ray.tune.experiment import Trial as TuneTrial
 from safetensors.torch import load_file
 
 from student_train.cli import main
@@ -123,6 +127,20 @@ def test_a_student_whose_process_dies_is_started_again(default_cache, tmp_path, 
     assert (finished["name"], finished["state"]) == ("000-seed=1", "finished")
     assert (failed["name"], failed["state"]) == ("001-seed=2", "failed")
     assert failed["error"].startswith("ActorDiedError: The actor died unexpectedly")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+def test_why_a_student_failed_is_read_where_tune_noted_it(tmp_path):
+    storage = StorageContext(storage_path=str(tmp_path), experiment_dir_name="sweep", trial_dir_name="trial")
+    trial = TuneTrial("student", stub=True, storage=storage)
+    trial.init_local_path()
+    trial.handle_error(TuneError("Failure\nno machine has room"))
+    assert run.reason(trial) == "no machine has room"
+    trial.handle_error(RayTaskError("train", "Traceback", MemoryError()))
+    assert run.reason(trial) == "MemoryError"
+    trial.handle_error(RayTaskError("train", "Traceback", RuntimeError("CUDA out of memory\nmore")))
+    assert run.reason(trial) == "RuntimeError: CUDA out of memory"
 
 
 def has_reached(finished: Path, other: Path, step: int) -> bool:
