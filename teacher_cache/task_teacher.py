@@ -31,9 +31,11 @@ class TaskTeacher:
     def __init__(self, loaded: LoadedTeacher, kind: TaskKind, dtype: torch.dtype, device: torch.device | str) -> None:
         model: Any = copy.deepcopy(loaded.model)
         model.to(device=device, dtype=dtype)
-        for part in model.children():
-            if part is not model.base_model:  # 8 bits of a bfloat16 logit would tie the classes
-                part.float().register_forward_pre_hook(_in_float32)
+        for name, part in loaded.model.named_children():
+            if part is not loaded.model.base_model:  # 8 bits of a bfloat16 logit would tie the classes
+                exact = copy.deepcopy(part).to(device=device, dtype=torch.float32)
+                exact.register_forward_pre_hook(_in_float32)
+                setattr(model, name, exact)
         self.device = torch.device(device)
         self._model, self._kind = model, kind
         self._sep_id = loaded.tokenizer.sep_token_id if _takes_segments(loaded) else None

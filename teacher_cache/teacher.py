@@ -198,7 +198,8 @@ class Teacher:
         self.device = torch.device(device)
         self.dtype = dtype
         self._encoder = model.base_model
-        self._head = head_of(model).to(dtype=torch.float32)  # 8 bits of a bfloat16 logit would tie the top k
+        # Of the weights as they were loaded, which readers have too; 8 bits of a bfloat16 logit would tie the top k.
+        self._head = head_of(loaded.model).to(device=self.device, dtype=torch.float32)
         self._num_layers = model.config.num_hidden_layers
 
     @torch.inference_mode()

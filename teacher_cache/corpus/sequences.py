@@ -24,6 +24,8 @@ Tokens = Iterable[tuple[int, Sequence[int]]]
 class TokenSequence:
     document: int
     """Of the first token after [CLS]: counted from 0 in the file, over documents that have tokens."""
+    num_documents: int
+    """That were read so far; by a file's last sequence, all."""
     input_ids: NDArray[np.int32]
     """[CLS] and [SEP] included."""
 
@@ -48,9 +50,16 @@ def sequences(
         UserError: the file cannot be read (see `pieces`), or the tokenizer has no [CLS] or [SEP].
     """
     cls, sep = _special_id(tokenizer, "cls_token"), _special_id(tokenizer, "sep_token")
-    tokens = _tokenise(pieces(url, format=format, text_field=text_field), tokenizer)
-    for document, run in pack(tokens, length=sequence_length - 2, packing=packing, separator=sep):
-        yield TokenSequence(document, np.array([cls, *run, sep], dtype=np.int32))
+    num_documents = 0
+
+    def counted() -> Tokens:
+        nonlocal num_documents
+        for document, ids in _tokenise(pieces(url, format=format, text_field=text_field), tokenizer):
+            num_documents = document + 1
+            yield document, ids
+
+    for document, run in pack(counted(), length=sequence_length - 2, packing=packing, separator=sep):
+        yield TokenSequence(document, num_documents, np.array([cls, *run, sep], dtype=np.int32))
 
 
 def pack(tokens: Tokens, *, length: int, packing: str, separator: int) -> Iterator[tuple[int, list[int]]]:

@@ -76,18 +76,19 @@ class _Comparison:
         self._head = None if sample.stored is None else cache.head.to(teacher.device)
         self._vocab_size = cache.teacher.vocab_size
         self._stored = list(sample.soft_labels.rest_log_sum_exp)
-        """Temperatures at which the rest's mass is exact; none where the top k are all."""
+        """Temperatures at which the rest's mass is stored; none where the top k are all."""
+        self._is_whole = cache.spec.soft_labels.top_k == self._vocab_size
 
     def temperatures(self) -> list[float]:
         """Those at which rows can be rebuilt."""
         return [temperature for temperature in TEMPERATURES if self.source == "replay" or self._is_exact(temperature)]
 
     def _is_exact(self, temperature: float) -> bool:
-        return not self._stored or temperature in self._stored
+        return self._is_whole or temperature in self._stored
 
     def notes(self) -> list[str]:
         """On what is left out, and on what the figures stand for."""
-        listed = ", ".join(f"{value:g}" for value in self._stored)
+        listed = ", ".join(f"{value:g}" for value in self._stored) or "none"
         what = {
             "bucket": "T = {:g} is left out: a bucket's mass is known only at the stored temperatures ({})",
             "replay": "T = {:g} is not among the stored temperatures ({}): the mass of the rest is not exact there",

@@ -174,6 +174,18 @@ class Sequences:
         self.num_sequences = sum(part.num_sequences for part in self.parts)
         self.num_tokens = sum(part.num_tokens for part in self.parts)
 
+    def check(self, fingerprint: str) -> None:
+        """Refuses sequences of another identity than the cache's.
+
+        Raises:
+            UserError: they are, as where only `spec.json` was moved away.
+        """
+        if self.fingerprint != fingerprint:
+            raise UserError(
+                f"{self._store.url}/{MANIFEST_KEY} is of another configuration than {self._store.url}/spec.json; "
+                "choose another `cache` URL, or move all of this one away"
+            )
+
     def read(self, start: int, stop: int) -> Iterator[StoredSequence]:
         """Sequences `start` to `stop` (excluded), in order."""
         place = max(bisect_right(self._firsts, start) - 1, 0)

@@ -72,6 +72,7 @@ def opened(url: str, execution: ExecutionConfig, *, progress: bool) -> Iterator[
         corpus = Sequences(cache.store)
     except FileNotFoundError:
         raise UserError(begun) from None
+    corpus.check(cache.spec.fingerprint)
     if codebook.is_needed(cache.spec) and not codebook.exists(cache.store):
         raise UserError(begun)
     with executor(execution) as workers, writable(url) as store:

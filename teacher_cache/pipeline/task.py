@@ -40,10 +40,12 @@ def build_task(spec: TaskCacheSpec, *, progress: bool = True) -> BuildSummary:
         declare(store, asked.identity, spec.teacher, [asked.source], folder)
         if not store.exists(sequences.MANIFEST_KEY):
             put_sequences(store, asked.sequences, asked.identity.fingerprint)
+        corpus = Sequences(store)
+        corpus.check(asked.identity.fingerprint)
         job = Job(
             store=store,
             identity=asked.identity,
-            corpus=Sequences(store),
+            corpus=corpus,
             execution=spec.execution,
             workers=workers,
             progress=progress,

@@ -54,6 +54,7 @@ def build_sequences(
         sealed = Sequences(store)
     except FileNotFoundError:
         sealed = _tokenise(store, identity, files, workers, progress=progress)
+    sealed.check(identity.fingerprint)
     if not sealed.num_sequences:
         raise _no_text(len(files))
     return sealed
@@ -128,7 +129,11 @@ class TokeniseFile:
             parts.append(
                 sequences.write_part(store, file, len(parts), [sequence.input_ids for sequence in batch], places)
             )
-            num_documents = places[-1] + 1
+            num_documents = batch[-1].num_documents
+        told = corpus.files[file]
+        there = describe(str(item["url"]), str(item["format"]))
+        if (there.num_bytes, there.sha256) != (told.num_bytes, told.sha256):
+            raise UserError(f"{there.url} was changed while it was read; run the build again when it stays as it is")
         sequences.commit_file(store, file, TokenisedFile(parts=tuple(parts), num_documents=num_documents))
 
 

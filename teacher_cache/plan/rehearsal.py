@@ -181,7 +181,7 @@ def _store_sequences(store: Store, survey: Survey, identity: Identity) -> Sequen
             part = source.sequences[start : start + sequences.PART_SEQUENCES]
             ids, documents = [s.input_ids for s in part], [s.document for s in part]
             parts.append(sequences.write_part(store, number, place, ids, documents))
-        tokenised = TokenisedFile(parts=tuple(parts), num_documents=source.sequences[-1].document + 1)
+        tokenised = TokenisedFile(parts=tuple(parts), num_documents=source.sequences[-1].num_documents)
         sequences.commit_file(store, number, tokenised)
     sequences.seal(store, len(survey.sources), identity.fingerprint)
     return Sequences(store)

@@ -158,7 +158,7 @@ def _student_t(freedom: int) -> float:
 def _whole(files: Sequence[StoredFile], corpus: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Source]:
     for file in files:
         found, seconds = _timed(file.url, file.format, corpus, tokenizer)
-        num_documents = found[-1].document + 1 if found else 0
+        num_documents = found[-1].num_documents if found else 0
         yield Source(sequences=found, num_bytes=file.num_bytes, num_documents=num_documents, seconds=seconds)
 
 
@@ -178,7 +178,7 @@ def _sliced(files: Sequence[StoredFile], corpus: CorpusConfig, tokenizer: PreTra
 def _documents(part: Slice, found: Sequence[TokenSequence]) -> float:
     if part.file.format == "text_file":
         return part.num_bytes / part.file.num_bytes
-    return found[-1].document + 1 if found else 0
+    return found[-1].num_documents if found else 0
 
 
 def _timed(

@@ -72,6 +72,10 @@ def test_the_head_computes_in_float32_also_of_a_bfloat16_encoder(kind, tmp_path)
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert (half != half.bfloat16()).any()
+    weights = dict(loaded.model.named_parameters())
+    asked = TaskTeacher(loaded, kind, torch.bfloat16, "cpu")._model.named_parameters()
+    exact = [name for name, value in asked if value.equal(weights[name])]
+    assert any(name.startswith(("classifier", "qa_outputs")) for name in exact)
     torch.testing.assert_close(half, whole, rtol=0.1, atol=0.3)
     assert next(loaded.model.parameters()).dtype == torch.float32
 

@@ -90,6 +90,13 @@ def test_logits_are_float32_and_the_loaded_model_keeps_its_dtype(folder):
     assert loaded.model.dtype == torch.float32
 
 
+def test_the_head_is_the_one_that_readers_have_whatever_the_encoders_dtype(folder):
+    loaded = load_teacher(str(folder))
+    hidden = torch.randn(4, loaded.model.config.hidden_size)
+    exact, found = (Teacher(loaded, dtype, "cpu").logits(hidden) for dtype in (torch.float32, torch.bfloat16))
+    assert torch.equal(exact, found)
+
+
 def test_checkpoint_dtype_is_kept(tmp_path):
     families.make_model().to(torch.bfloat16).save_pretrained(tmp_path)
     families.make_tokenizer().save_pretrained(tmp_path)

@@ -271,6 +271,11 @@ class TestBucketCache:
         assert four == one.replace("T = 1", "T = 4")
         assert what.startswith("the cache stores no last hidden states")
 
+    def test_without_temperatures_no_row_can_be_rebuilt(self, build: Any) -> None:
+        found = compared(build(**BUCKET | {"soft_labels": {"code": "float32", "top_k": 4, "temperatures": []}}))
+        assert found.temperatures == ()
+        assert "T = 4 is left out: a bucket's mass is known only at the stored temperatures (none)" in found.notes
+
     def test_a_bucket_of_nothing_is_exact_at_any_temperature(self, build: Any) -> None:
         found = compared(build(**BUCKET | {"soft_labels": {"code": "float32", "top_k": families.VOCAB_SIZE}}))
         assert [row.temperature for row in found.temperatures] == [1, 2, 4]

@@ -15,7 +15,10 @@ import pytest
 import torch
 
 from teacher_cache import UserError, open_cache
+from teacher_cache.format.sequences import Sequences
+from teacher_cache.pipeline import tokenise
 from teacher_cache.pipeline.workers import CodebookWorker, UnitWorker
+from teacher_cache.storage.store import Store
 from tests import caches, families
 from tests.teacher_cache.builds import DOCUMENTS, NUM_DOCUMENTS, MakeSpec, counted_calls, run, shard_digests, snapshot
 
@@ -80,6 +83,39 @@ class TestCorpus:
         assert set(lengths[:-1]) == {16}
         num_words = sum(len(text.split()) for text in DOCUMENTS)
         assert sum(lengths) == num_words + NUM_DOCUMENTS - 1 + 2 * len(lengths)
+
+    def test_documents_are_counted_over_all_files_also_where_sequences_hold_several(
+        self, tmp_path: Path, make_spec: MakeSpec
+    ) -> None:
+        (tmp_path / "a.txt").write_text("the dog\n\nsaw a\n\ncat")
+        (tmp_path / "b.txt").write_text("a bird")
+        corpus = {"packing": "full", "paths": [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]}
+        spec = make_spec(corpus=corpus)
+        run(spec)
+        assert [row.document_id for row in open_cache(spec.cache).rows()] == [0, 3]
+        assert Sequences(Store(spec.cache)).num_documents == 4
+
+    def test_a_file_that_changes_while_it_is_read_is_refused(
+        self, corpus: Path, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = tokenise.tokenise
+
+        def changing(url: str, **options: Any) -> Any:
+            yield from real(url, **options)
+            corpus.write_text("the dog")
+
+        monkeypatch.setattr(tokenise, "tokenise", changing)
+        with pytest.raises(UserError, match=r"corpus\.txt was changed while it was read; run the build again"):
+            run(make_spec())
+
+    def test_sequences_of_another_configuration_are_refused(self, make_spec: MakeSpec) -> None:
+        spec = make_spec()
+        run(spec)
+        for name in ("spec.json", "manifests", "commits", "shards", "codebook.safetensors"):
+            path = Path(spec.cache) / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with pytest.raises(UserError, match=r"sequences/manifest\.parquet is of another configuration than "):
+            run(make_spec(keep={"unmasked": 0.7}))
 
 
 class TestAgain:
