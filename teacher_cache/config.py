@@ -31,6 +31,7 @@ from teacher_cache.tasks.config import TaskConfig
 
 MAX_UNIT_SEQUENCES = 2**16
 """A shard's list of row groups grows with them, and readers take no longer one."""
+UnitSequences = Annotated[int, Field(gt=0, le=MAX_UNIT_SEQUENCES, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -100,7 +101,7 @@ class CacheSpec:
     keep: KeepConfig = field(default_factory=KeepConfig)
     soft_labels: SoftLabelsConfig = field(default_factory=SoftLabelsConfig)
     hidden: HiddenConfig = field(default_factory=HiddenConfig)
-    unit_sequences: Annotated[int, Field(gt=0, le=MAX_UNIT_SEQUENCES, strict=True)] = 1024
+    unit_sequences: UnitSequences = 1024
     """Sequences of a unit: what is computed, retried and committed together."""
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
@@ -119,7 +120,7 @@ class TaskCacheSpec:
     """Folder or URL (s3://bucket/prefix) of the cache."""
     task: TaskConfig
     teacher: TeacherConfig
-    unit_sequences: Annotated[int, Field(gt=0, le=MAX_UNIT_SEQUENCES, strict=True)] = 1024
+    unit_sequences: UnitSequences = 1024
     """Sequences of a unit: what is computed, retried and committed together."""
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 

@@ -1,7 +1,6 @@
 """Models as they come to fine-tuning: found, checked, described, and given a task's head."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +10,13 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from student_train.finetune.records import ModelRecord
 from student_train.saved_model import AUTO_CLASSES, check_tokenizer, local_path, max_length, read
 from teacher_cache.errors import UserError
-from teacher_cache.storage.urls import normal_url
+from teacher_cache.storage.urls import folders, normal_url
 from teacher_cache.tasks.record import Task
 
 
 def normal_path(path: str) -> str:
     """A model's path as every worker finds it: folders become absolute, hub names stay."""
-    return normal_url(path) if "://" in path or os.path.isdir(os.path.expanduser(path)) else path
+    return normal_url(path) if "://" in path or folders(path) else path
 
 
 def describe(name: str, path: str, *, max_lengths: Mapping[str, int]) -> ModelRecord:

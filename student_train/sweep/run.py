@@ -61,10 +61,12 @@ def sweep(config: SweepConfig) -> SweepResult:
     every = [replace(trial, spec=with_absolute_paths(trial.spec)) for trial in trials(config)]
     store = Store(normal_url(config.output))
     record = records.read_sweep(store, config)
-    missing = [trial for trial in every if not records.has_ended(trial)]
+    missing = []
     for trial in every:
-        if trial not in missing:
+        if records.has_ended(trial):
             records.check_caches(trial)
+        else:
+            missing.append(trial)
     say(f"{len(every)} students, {len(every) - len(missing)} of them done before")
     num_views = {trial.name: _checked(trial) for trial in missing}
     record = record or records.begin_sweep(store, config, num_views)

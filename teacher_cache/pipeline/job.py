@@ -31,6 +31,9 @@ class Job:
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     """Names the marks of this call's attempts."""
 
+    def __post_init__(self) -> None:
+        self.corpus.check(self.identity.fingerprint)
+
     @property
     def num_units(self) -> int:
         return -(-self.corpus.num_sequences // self.identity.unit_sequences)
@@ -72,7 +75,6 @@ def opened(url: str, execution: ExecutionConfig, *, progress: bool) -> Iterator[
         corpus = Sequences(cache.store)
     except FileNotFoundError:
         raise UserError(begun) from None
-    corpus.check(cache.spec.fingerprint)
     if codebook.is_needed(cache.spec) and not codebook.exists(cache.store):
         raise UserError(begun)
     with executor(execution) as workers, writable(url) as store:

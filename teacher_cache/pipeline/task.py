@@ -40,12 +40,10 @@ def build_task(spec: TaskCacheSpec, *, progress: bool = True) -> BuildSummary:
         declare(store, asked.identity, spec.teacher, [asked.source], folder)
         if not store.exists(sequences.MANIFEST_KEY):
             put_sequences(store, asked.sequences, asked.identity.fingerprint)
-        corpus = Sequences(store)
-        corpus.check(asked.identity.fingerprint)
         job = Job(
             store=store,
             identity=asked.identity,
-            corpus=corpus,
+            corpus=Sequences(store),
             execution=spec.execution,
             workers=workers,
             progress=progress,

@@ -54,7 +54,6 @@ def build_sequences(
         sealed = Sequences(store)
     except FileNotFoundError:
         sealed = _tokenise(store, identity, files, workers, progress=progress)
-    sealed.check(identity.fingerprint)
     if not sealed.num_sequences:
         raise _no_text(len(files))
     return sealed

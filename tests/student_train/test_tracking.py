@@ -43,6 +43,16 @@ def runs_in(uri: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id]))
 
 
+def kill_at_checkpoint(spec: StudentSpec) -> None:
+    """Runs up to the first checkpoint."""
+
+    def kill(_: object) -> None:
+        raise runs.KilledError
+
+    with pytest.raises(runs.KilledError):
+        run_worker(spec, device=runs.CPU, show=runs.ignore, on_checkpoint=kill)
+
+
 def test_a_run_is_told_whole(default_cache, tmp_path, store):
     summary = train(spec_of(default_cache, tmp_path / "six-layers", store))
     (run,) = runs_in(store)
@@ -62,12 +72,7 @@ def test_a_run_is_told_whole(default_cache, tmp_path, store):
 
 def test_a_run_that_goes_on_is_the_same_run(default_cache, tmp_path, store):
     spec = spec_of(default_cache, tmp_path / "run", store)
-
-    def kill(_: object) -> None:
-        raise runs.KilledError
-
-    with pytest.raises(runs.KilledError):
-        run_worker(spec, device=runs.CPU, show=runs.ignore, on_checkpoint=kill)
+    kill_at_checkpoint(spec)
     (before,) = runs_in(store)
     assert before.info.status == "RUNNING"
     assert len(client_of(store).get_metric_history(before.info.run_id, "loss/total")) == 2, "up to the checkpoint"
@@ -80,12 +85,7 @@ def test_a_run_that_goes_on_is_the_same_run(default_cache, tmp_path, store):
 
 def test_a_run_that_mlflow_does_not_know_any_more_is_a_new_one(default_cache, tmp_path, store):
     spec = spec_of(default_cache, tmp_path / "run", store)
-
-    def kill(_: object) -> None:
-        raise runs.KilledError
-
-    with pytest.raises(runs.KilledError):
-        run_worker(spec, device=runs.CPU, show=runs.ignore, on_checkpoint=kill)
+    kill_at_checkpoint(spec)
     elsewhere = (tmp_path / "elsewhere").as_uri()
     train(replace(spec, execution=replace(spec.execution, mlflow=elsewhere)))
     assert [run.info.status for run in runs_in(elsewhere)] == ["FINISHED"]

@@ -63,7 +63,7 @@ SUMMARY = TrainSummary(
 )  # fmt: skip
 
 
-def test_a_student_of_exact_caches_is_no_part_of_a_sweep(default_cache, exact_cache, tmp_path):
+def test_a_student_of_other_caches_is_no_part_of_a_sweep(default_cache, exact_cache, tmp_path):
     trial = make_trial(tmp_path, caches=[default_cache.url])
     write_run(trial.spec.output, cache=describe(default_cache, num_views=1))
     records.check_caches(trial)
