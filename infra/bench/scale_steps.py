@@ -118,6 +118,9 @@ class _Paper:
 
     num_sequences: int
 
+    def check(self, fingerprint: str) -> None:
+        """It is of every identity."""
+
 
 class _Counting:
     """Workers who only count what they are given."""

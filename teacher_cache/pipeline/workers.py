@@ -89,7 +89,8 @@ class CodebookWorker(_TeacherWorker):
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         try:
-            num_before = len(attempts.marks(self._store, 0).get(attempts.CODEBOOK, []))
+            # Other builders make it at the same time: only of its own does a run know that they died.
+            num_before = len(attempts.marks(self._store, 0, run=self._run).get(attempts.CODEBOOK, []))
             if num_before >= attempts.MAX_ATTEMPTS:
                 return {"error": f"the codebook is given up: {num_before} times the process that made it died"}
             attempts.begin(self._store, view=0, unit=attempts.CODEBOOK, run=self._run)

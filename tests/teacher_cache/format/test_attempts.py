@@ -31,3 +31,10 @@ def test_a_units_marks_are_withdrawn_and_no_others(tmp_path: Path) -> None:
     attempts.withdraw(store, VIEW, 5)
     assert attempts.marks(store, VIEW) == {6: [kept]}
     assert attempts.cause(store, kept) is None
+
+
+def test_marks_of_one_run_are_told_from_others(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    begin(store, 5, "other")
+    ours = begin(store, 5, "ours")
+    assert attempts.marks(store, VIEW, run="ours") == {5: [ours]}

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from teacher_cache import UserError, open_cache
+from teacher_cache.format import attempts
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.pipeline import tokenise
 from teacher_cache.pipeline.workers import CodebookWorker, UnitWorker
@@ -270,6 +271,13 @@ class HasNoTeacher(UnitWorker):
 class DiesAtCodebook(CodebookWorker):
     def _make(self, ids: list[int], batch_tokens: int) -> None:
         os._exit(9)
+
+
+def test_a_codebook_that_others_try_too_is_not_given_up(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    for other in ("one", "two", "three"):
+        attempts.begin(Store(spec.cache), view=0, unit=attempts.CODEBOOK, run=other)
+    assert run(spec).num_units_built == 5
 
 
 @pytest.mark.ray
