@@ -28,6 +28,7 @@ from student_train.run_folder import MODEL_PREFIX, RUN_KEY
 from teacher_cache.errors import UserError
 from teacher_cache.storage.store import KEY, Store
 from teacher_cache.targets.heads import family_of, num_positions
+from teacher_cache.tasks.segments import name_segments
 
 Head = Literal["masked_lm", "classification", "regression", "tagging", "question_answering"]
 
@@ -102,6 +103,7 @@ def load_model(place: str) -> SavedModel:
             raise UserError(f"the model of {place} is not whole: its weights lack {names}; save it again")
         tokenizer = read(AutoTokenizer, "tokenizer", place, source)
         check_tokenizer(place, tokenizer, config)
+        name_segments(tokenizer, config)
         card = Path(source) / "README.md"
         return SavedModel(
             place=place,

@@ -10,8 +10,8 @@ from teacher_cache.format import sequences
 from teacher_cache.format.sequences import StoredSequence, TokenisedFile
 from teacher_cache.format.spec import TaskKind
 from teacher_cache.storage.store import Store
-from teacher_cache.task_teacher import segments_of
 from teacher_cache.tasks.record import Task
+from teacher_cache.tasks.segments import segments_of
 from teacher_cache.tasks.tagging import IGNORED
 from teacher_cache.tasks.task import features
 

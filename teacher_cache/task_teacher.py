@@ -5,16 +5,14 @@ Shapes: B sequences, S positions, P places, C outputs of the task.
 
 import copy
 import inspect
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from teacher_cache.format.spec import Identity, TaskKind
+from teacher_cache.tasks.segments import segments_of
 from teacher_cache.teacher import LoadedTeacher, Teacher
-
-Ids = TypeVar("Ids", np.ndarray, torch.Tensor)
 
 
 def teacher_of(loaded: LoadedTeacher, identity: Identity, device: torch.device) -> "Teacher | TaskTeacher":
@@ -59,12 +57,6 @@ class TaskTeacher:
         if logits.ndim == 2:
             logits = logits[:, None].expand(-1, length, -1)
         return logits[places // length, places % length].float()
-
-
-def segments_of(input_ids: Ids, sep_id: int) -> Ids:
-    """[..., S] token ids → False up to the first separator, then True: the segments that BERT's tokenizer makes."""
-    is_separator: Any = input_ids == sep_id
-    return is_separator.cumsum(-1) > is_separator
 
 
 def _takes_segments(loaded: LoadedTeacher) -> bool:

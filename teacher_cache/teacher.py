@@ -30,6 +30,7 @@ from transformers import (
 from teacher_cache.errors import UserError
 from teacher_cache.format.spec import MASKED_LM, Objective, TaskObjective
 from teacher_cache.targets.heads import family_of, head_logits, head_of, num_positions
+from teacher_cache.tasks.segments import name_segments
 
 MAX_PADDED_VOCABULARY = 127
 """Rows that a model may have beyond its tokenizer's tokens: vocabularies are padded up to multiples of 128."""
@@ -82,6 +83,8 @@ def load_teacher(model: str, revision: str | None = None, *, objective: Objectiv
         _check_decoder(model, network)
     tokenizer = _load(AutoTokenizer, "tokenizer", model, revision)
     _check_tokenizer(model, tokenizer, config)
+    if objective != MASKED_LM:
+        name_segments(tokenizer, config)
     return LoadedTeacher(network.eval(), tokenizer)
 
 

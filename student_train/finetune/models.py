@@ -12,6 +12,7 @@ from student_train.saved_model import AUTO_CLASSES, check_tokenizer, local_path,
 from teacher_cache.errors import UserError
 from teacher_cache.storage.urls import folders, normal_url
 from teacher_cache.tasks.record import Task
+from teacher_cache.tasks.segments import name_segments
 
 
 def normal_path(path: str) -> str:
@@ -77,6 +78,7 @@ def _sha256(tensors: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerFast
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerFast:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    name_segments(tokenizer, AutoConfig.from_pretrained(folder, trust_remote_code=False))
     return tokenizer
 
 

@@ -8,7 +8,7 @@ import torch
 from teacher_cache.errors import UserError
 from teacher_cache.format.spec import TaskKind, TaskObjective
 from teacher_cache.targets.batching import pad
-from teacher_cache.task_teacher import TaskTeacher, segments_of
+from teacher_cache.task_teacher import TaskTeacher
 from teacher_cache.teacher import AUTO_CLASSES, LoadedTeacher, load_teacher
 from tests import families
 
@@ -78,12 +78,6 @@ def test_the_head_computes_in_float32_also_of_a_bfloat16_encoder(kind, tmp_path)
     assert any(name.startswith(("classifier", "qa_outputs")) for name in exact)
     torch.testing.assert_close(half, whole, rtol=0.1, atol=0.3)
     assert next(loaded.model.parameters()).dtype == torch.float32
-
-
-def test_segments_change_after_the_first_separator():
-    ids = torch.tensor([[2, 9, 3, 8, 3, 0], [2, 9, 8, 7, 3, 0]])
-    assert segments_of(ids, 3).tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1]]
-    assert segments_of(ids[0].numpy(), 3).tolist() == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
