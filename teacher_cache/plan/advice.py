@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from teacher_cache.config import CacheSpec
+from teacher_cache.config import MAX_UNIT_SEQUENCES, CacheSpec
 from teacher_cache.format.spec import QUALITY_COSINES
 from teacher_cache.plan.costs import Times, work
 from teacher_cache.plan.sizes import Counts, Rates, num_objects, sizes
@@ -150,8 +150,11 @@ def _other_units(counts: Counts, rates: Rates, num_workers: int) -> Iterator[_Ch
             counts=replace(counts, unit_sequences=smaller),
             rates=rates,
         )
-    elif shard_bytes < FEW_BYTES and counts.num_units > MANY_UNITS:
-        larger = 4 * counts.unit_sequences
+    elif (
+        shard_bytes < FEW_BYTES
+        and counts.num_units > MANY_UNITS
+        and (larger := 4 * counts.unit_sequences) <= MAX_UNIT_SEQUENCES
+    ):
         yield _Change(
             setting=f"unit_sequences={larger}",
             meaning="fewer requests; a unit's states wait in four times the memory",

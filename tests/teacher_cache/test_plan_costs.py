@@ -255,3 +255,8 @@ class TestAdvice:
         many = replace(COUNTS, unit_sequences=1)
         found = self.advised(many)["unit_sequences=4"]
         assert found.num_objects < num_objects(many, RATES) / 3
+
+    @pytest.mark.parametrize(("unit_sequences", "is_advised"), [(2**14, True), (2**15, False)])
+    def test_no_larger_units_than_there_may_be_are_advised(self, unit_sequences: int, is_advised: bool) -> None:
+        many = replace(COUNTS, num_sequences=2**24, unit_sequences=unit_sequences)
+        assert (f"unit_sequences={4 * unit_sequences}" in self.advised(many)) == is_advised
