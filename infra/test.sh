@@ -6,5 +6,9 @@ cd "$(dirname "$0")/.."
 ruff format --check .
 ruff check .
 mypy
-if [ $# -eq 0 ]; then set -- -m 'not slow' --durations 15; fi
-python -m pytest -q "$@"
+if [ $# -gt 0 ]; then exec python -m pytest -q "$@"; fi
+failed=0
+python -m pytest -q -n logical --maxprocesses 8 --dist loadfile --durations 15 || failed=1
+# A Ray, a Ceph or a browser takes several cores: one at a time.
+python -m pytest -q -m '(ray or integration) and not slow' --durations 15 || failed=1
+exit $failed
