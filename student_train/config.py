@@ -147,7 +147,7 @@ class StudentSpec:
     """Optimiser steps, as an alternative to epochs."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What forward and backward passes compute in; parameters and optimiser stay float32."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 56
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = 56
     held_out_sequences: Annotated[int, Field(ge=0, strict=True)] = 0
     """Sequences set aside for evaluation, the same for every student of the same caches."""
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)

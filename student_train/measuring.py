@@ -37,6 +37,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
+def load_per_core() -> float:
+    """Of the minute before: what a timing shares the machine with."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
 def processor() -> str:
     """The processor's name."""
     try:

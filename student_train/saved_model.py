@@ -104,6 +104,7 @@ def load_model(place: str) -> SavedModel:
         tokenizer = read(AutoTokenizer, "tokenizer", place, source)
         check_tokenizer(place, tokenizer, config)
         name_segments(tokenizer, config)
+        tokenizer.padding_side = "right"  # as predictions and metrics count positions
         card = Path(source) / "README.md"
         return SavedModel(
             place=place,
@@ -112,6 +113,13 @@ def load_model(place: str) -> SavedModel:
             tokenizer=tokenizer,
             card=card.read_text() if card.is_file() else "",
         )
+
+
+def put_model(store: Store, prefix: str, folder: Path) -> None:
+    """Puts a folder's files below a prefix, config.json last: nothing takes a folder without it for a model."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in sorted(files, key=lambda path: path == folder / "config.json"):
+        store.replace(f"{prefix}{path.relative_to(folder)}", path.read_bytes())
 
 
 @contextlib.contextmanager

@@ -86,16 +86,16 @@ def make_cache(work: Path, unmasked: float, teacher: str, corpus: str) -> Cache:
 
 
 def make_spec(work: Path, variant: Variant, cache: Cache, seed: int, options: argparse.Namespace) -> StudentSpec:
-    """What a variant's student is asked for."""
+    """What a variant's student is asked for; what makes it this variant, no override changes."""
     given = {
         "caches": f"[{cache.url}]",
         "output": work / "students" / safe_name(variant.name) / f"{seed}",
         "seed": seed,
         "steps": options.steps,
-        "batch_sequences": BATCH_SEQUENCES,
         **variant.student,
     }
-    overrides = [*(f"{key}={value}" for key, value in given.items()), *options.overrides]
+    own = [f"{key}={value}" for key, value in given.items()]
+    overrides = [f"batch_sequences={BATCH_SEQUENCES}", *options.overrides, *own]
     return settings.from_overrides(StudentSpec, overrides)
 
 

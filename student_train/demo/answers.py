@@ -69,10 +69,16 @@ def _filling(saved: SavedModel, text: str) -> Work:
         inputs = _encoded(saved, text)
         place = int((inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0])
         top = torch.topk(_logits(saved, inputs)[0, place].softmax(dim=-1), NUM_SHOWN)
-        tokens = tokenizer.convert_ids_to_tokens(top.indices.tolist())
-        return dict(zip((token.lstrip("Ġ▁") for token in tokens), top.values.tolist(), strict=True))
+        tokens: Any = tokenizer.convert_ids_to_tokens(top.indices.tolist())
+        return dict(zip(_readable(tokens), top.values.tolist(), strict=True))
 
     return work
+
+
+def _readable(tokens: list[str]) -> list[str]:
+    """Tokens without the mark of a word's beginning, where nothing else among them is called so then."""
+    short = [token.lstrip("Ġ▁") for token in tokens]
+    return [name if name and short.count(name) == 1 else token for name, token in zip(short, tokens, strict=True)]
 
 
 def _classifying(saved: SavedModel, text: str, pair: str) -> Work:

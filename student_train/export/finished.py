@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from student_train.config import StudentSpec
 from student_train.run_folder import MODEL_PREFIX, StepReport
+from student_train.saved_model import put_model
 from teacher_cache.format.cache import Cache
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
@@ -34,8 +35,7 @@ def export(
             tokenizer.model_input_names = ["input_ids", "attention_mask"]
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(model_card(model, spec=spec, caches=caches, views=views, last=last))
-        for path in sorted(folder.iterdir()):
-            store.replace(f"{MODEL_PREFIX}/{path.name}", path.read_bytes())
+        put_model(store, f"{MODEL_PREFIX}/", folder)
         also(folder)
 
 

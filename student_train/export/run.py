@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import os
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -14,8 +13,8 @@ from student_train.export import card, hub, int8, task_scores
 from student_train.export.embedding import write_embedding
 from student_train.export.onnx_graph import OPSET, Logits, onnx_logits, random_inputs, torch_logits, write_onnx
 from student_train.latency import latencies_s, median_ms
-from student_train.measuring import machine
-from student_train.saved_model import Head, SavedModel, load_model
+from student_train.measuring import load_per_core, machine
+from student_train.saved_model import Head, SavedModel, load_model, put_model
 from teacher_cache.errors import UserError
 from teacher_cache.storage.store import Store
 
@@ -43,8 +42,11 @@ class OnnxFigures:
     speedup: dict[str, float]
     """Of each file: PyTorch's latency over its own, the median of the rounds."""
     load_per_core: float
-    """What the machine did besides: load average of the minute before, over the number of cores."""
+    """What the machine did besides: load average of the minute before the export, over the number of cores."""
     machine: dict[str, Any]
+
+
+_Measured = tuple[OnnxFigures | None, int8.Agreement | None, dict[str, dict[str, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ def export_model(place: str, output: str, options: ExportOptions) -> ExportSumma
     Raises:
         UserError: bad input, or an ONNX graph that does not answer as the model does; nothing is written then.
     """
-    store = Store(output)
+    store, load = Store(output), load_per_core()
     worth = _check(store, options)
     task = task_scores.read_task(options.task) if options.task else None
     saved = load_model(place)
@@ -104,7 +106,10 @@ def export_model(place: str, output: str, options: ExportOptions) -> ExportSumma
         saved.tokenizer.save_pretrained(folder)
         if options.sentence_embedding:
             write_embedding(saved, folder)
-        figures, agreement, scores = _write_graphs(saved, folder, options, task) if options.graphs else (None, None, {})
+        graphs: _Measured = (None, None, {})
+        if options.graphs:
+            graphs = _write_graphs(saved, folder, options, task, load=load)
+        figures, agreement, scores = graphs
         summary = ExportSummary(
             model=place,
             output=store.url,
@@ -118,7 +123,7 @@ def export_model(place: str, output: str, options: ExportOptions) -> ExportSumma
         )
         text = card.extended(saved, asdict(summary), worth=worth, is_embedding=options.sentence_embedding)
         (folder / "README.md").write_text(text)
-        _put(store, folder)
+        put_model(store, "", folder)
         repository = hub.push(options.push, folder, output=store.url) if options.push else None
     return replace(summary, repository=repository)
 
@@ -156,8 +161,8 @@ def _read_worth(place: str) -> str:
 
 
 def _write_graphs(
-    saved: SavedModel, folder: Path, options: ExportOptions, task: "Task | None"
-) -> tuple[OnnxFigures, int8.Agreement | None, dict[str, dict[str, float]]]:
+    saved: SavedModel, folder: Path, options: ExportOptions, task: "Task | None", *, load: float
+) -> _Measured:
     """Writes the ONNX files and measures them: speed, and what int8 loses on the task or on sample text."""
     (folder / ONNX_KEY).parent.mkdir()
     difference = write_onnx(saved, folder / ONNX_KEY)
@@ -165,7 +170,7 @@ def _write_graphs(
     if options.int8:
         int8.write_int8(folder / ONNX_KEY, folder / INT8_KEY)
         graphs[INT8_KEY] = onnx_logits(folder / INT8_KEY)
-    figures = _time(saved, graphs, difference)
+    figures = _time(saved, graphs, difference, load)
     if task:
         return figures, None, task_scores.dev_scores(task, saved, graphs)
     if options.int8 and saved.head != "regression":
@@ -173,8 +178,7 @@ def _write_graphs(
     return figures, None, {}
 
 
-def _time(saved: SavedModel, graphs: Mapping[str, Logits], difference: float) -> OnnxFigures:
-    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+def _time(saved: SavedModel, graphs: Mapping[str, Logits], difference: float, load: float) -> OnnxFigures:
     num_tokens = min(TIMED_TOKENS, saved.max_length)
     inputs = random_inputs(saved, (1, num_tokens))
     answers = {PYTORCH: torch_logits(saved), **graphs}
@@ -196,10 +200,3 @@ def _time(saved: SavedModel, graphs: Mapping[str, Logits], difference: float) ->
 
 def _files(folder: Path) -> dict[str, Path]:
     return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def _put(store: Store, folder: Path) -> None:
-    """Puts config.json last: a folder without it is none that anything loads."""
-    files = _files(folder)
-    for key in [*(key for key in files if key != "config.json"), "config.json"]:
-        store.replace(key, files[key].read_bytes())

@@ -31,13 +31,17 @@ def read_task(path: str) -> "Task":
 
 
 def check_task(task: "Task", saved: SavedModel) -> None:
-    """Refuses a task for which the model was not fine-tuned (UserError)."""
+    """Refuses a task for which the model was not fine-tuned, or of texts that are too long for it (UserError)."""
     if task.kind != saved.head:
         raise UserError(f"--task is {task.kind}, {saved.place} does {saved.head}; give the task it was fine-tuned for")
     if task.labels and task.labels != saved.labels:
         raise UserError(
             f"--task has the labels {', '.join(task.labels)}, {saved.place} knows {', '.join(saved.labels)}; give the"
             " task that it was fine-tuned for"
+        )
+    if task.config.max_length > saved.max_length:
+        raise UserError(
+            f"--task has max_length {task.config.max_length}, {saved.place} takes {saved.max_length} tokens; lower it"
         )
 
 

@@ -1,11 +1,19 @@
 """Models as they come to fine-tuning: found, checked, described, and given a task's head."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from student_train.finetune.records import ModelRecord
 from student_train.saved_model import AUTO_CLASSES, check_tokenizer, local_path, max_length, read
@@ -13,6 +21,9 @@ from teacher_cache.errors import UserError
 from teacher_cache.storage.urls import folders, normal_url
 from teacher_cache.tasks.record import Task
 from teacher_cache.tasks.segments import name_segments
+
+NO_SETTINGS = frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"})
+"""Of a config.json, as nothing of how a model computes depends on them."""
 
 
 def normal_path(path: str) -> str:
@@ -56,7 +67,7 @@ def _described(name: str, path: str, max_lengths: Mapping[str, int]) -> ModelRec
         width=config.hidden_size,
         num_parameters=num_parameters,
         num_bytes=4 * num_parameters,
-        content_sha256=_sha256(tensors, tokenizer),
+        content_sha256=_sha256(tensors, tokenizer, config),
     )
 
 
@@ -68,8 +79,10 @@ def _check_lengths(limit: int, max_lengths: Mapping[str, int]) -> None:
             )
 
 
-def _sha256(tensors: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerFast) -> str:
-    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+def _sha256(tensors: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> str:
+    settings = {key: value for key, value in config.to_dict().items() if key not in NO_SETTINGS}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for key in sorted(tensors):
         digest.update(f"{key} {list(tensors[key].shape)} ".encode())
         digest.update(tensors[key].detach().contiguous().numpy().data)
@@ -78,6 +91,7 @@ def _sha256(tensors: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerFast
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerFast:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer.padding_side = "right"  # as predictions and metrics count positions
     name_segments(tokenizer, AutoConfig.from_pretrained(folder, trust_remote_code=False))
     return tokenizer
 

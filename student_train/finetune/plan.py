@@ -48,6 +48,15 @@ class Plan:
         pairs = [(tries, _best_of(tries, done)) for tries in self._tries()]
         return [run for tries, best in pairs if best for run in tries if run != best]
 
+    def missing(self, done: Done, *, keep_models: bool) -> list[Run]:
+        """Known runs that are not done, or of which a model that is wanted was deleted: when another learning rate was
+        the best, or models were not to be kept."""
+        known = self.known(done)
+        bests = [_best_of(tries, done) for tries in self._tries()]
+        wanted = known if keep_models else [best for best in bests if best]
+        lost = [run for run in wanted if run in done and not _has_model(done[run])]
+        return [run for run in known if run not in done or run in lost]
+
     def _tries(self) -> list[list[Run]]:
         """For each task and model the runs that find the learning rate."""
         cells = itertools.product(self.tasks, self.models)
@@ -57,6 +66,10 @@ class Plan:
         """The best of the tries with the other seeds; none before all are done."""
         best = _best_of(tries, done)
         return [replace(best, seed=seed) for seed in self.seeds[1:]] if best else []
+
+
+def _has_model(record: RunRecord) -> bool:
+    return record.state == "diverged" or record.folder is not None
 
 
 def _best_of(tries: Sequence[Run], done: Done) -> Run | None:

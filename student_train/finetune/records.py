@@ -70,7 +70,7 @@ class ModelRecord:
     num_bytes: int
     """Of these parameters in float32."""
     content_sha256: str
-    """Of the encoder's tensors and the tokenizer: another model under this name is told apart."""
+    """Of the encoder's tensors, the settings and the tokenizer: another model under this name is told apart."""
 
 
 @dataclass(frozen=True, kw_only=True)

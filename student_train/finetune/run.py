@@ -78,7 +78,7 @@ def _make_all(config: FinetuneConfig, plan: Plan, store: Store, metrics: Mapping
     """
     done = done_of(records.read_runs(store, plan.models, plan.tasks))
     _forget_losers(config, plan, store, done)
-    num_done = sum(run in done for run in plan.known(done))
+    num_done = len(plan.known(done)) - len(plan.missing(done, keep_models=config.keep_models))
     say(f"{plan.num_runs} runs, {num_done} of them done before")
     errors: dict[str, str] = {}
     for run, outcome in _outcomes(config, plan, done):
@@ -98,7 +98,7 @@ def _outcomes(config: FinetuneConfig, plan: Plan, done: Done) -> Iterator[Outcom
     num_running = 0
 
     def waiting() -> list[Run]:
-        return [run for run in plan.known(done) if run not in done and run not in started]
+        return [run for run in plan.missing(done, keep_models=config.keep_models) if run not in started]
 
     if not waiting():
         return

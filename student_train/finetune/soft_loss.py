@@ -33,9 +33,10 @@ def soft_loss(
     if kind == "tagging":
         return divergence(student[mask], teacher[mask], temperature)
     start, end = (
-        divergence(_only(student[..., side], mask), _only(teacher[..., side], mask), temperature) for side in (0, 1)
+        divergence(_only(student[..., side] / temperature, mask), _only(teacher[..., side] / temperature, mask), 1.0)
+        for side in (0, 1)
     )
-    return (start + end) / 2
+    return temperature**2 * (start + end) / 2
 
 
 def task_logits(outputs: Any) -> torch.Tensor:

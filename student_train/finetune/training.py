@@ -28,7 +28,7 @@ from student_train.finetune.plan import Run
 from student_train.finetune.records import MODEL_FOLDER, RunRecord, run_key
 from student_train.finetune.soft_loss import answer_mask, soft_loss, task_logits
 from student_train.finetune.teacher_logits import FEATURE, TEACHER_LOGITS, TaughtCollator, read_logits, teaching
-from student_train.saved_model import local_path
+from student_train.saved_model import local_path, put_model
 from teacher_cache.errors import UserError
 from teacher_cache.storage.store import Store
 from teacher_cache.tasks.record import Task
@@ -195,6 +195,5 @@ def _keep(model: PreTrainedModel, folder: Path, config: FinetuneConfig, run: Run
     """Puts a model into the output, beside the files that lie in `folder`; where it lies."""
     model.save_pretrained(folder)
     store, prefix = Store(config.output), f"{run_key(**vars(run))}/{MODEL_FOLDER}"
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        store.replace(f"{prefix}/{path.name}", path.read_bytes())
+    put_model(store, f"{prefix}/", folder)
     return f"{store.url}/{prefix}"

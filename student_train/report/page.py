@@ -21,6 +21,7 @@ from student_train.worth.figures import figures as worth_figures
 from student_train.worth.records import Worth, read_worth
 from teacher_cache.errors import UserError
 from teacher_cache.format.fidelity import Fidelity
+from teacher_cache.storage import local_files
 
 LEGEND_DASHES = ("none", "6 3", "2 2.5", "6 2 2 2")
 LEGEND_MARKS = ("M10 5a4 4 0 1 0 8 0a4 4 0 1 0-8 0", "M10 1h8v8h-8z", "M14 0l5 5-5 5-5-5z", "M14 0l5 9h-10z")
@@ -53,7 +54,7 @@ def write_report(
     _check_fidelities(fidelities, students)
     page = render(students, fidelities, found).encode(errors="replace")  # a path may be no UTF-8
     try:
-        Path(output).write_bytes(page)
+        local_files.replace(str(Path(output).absolute()), page)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
     warnings = compare(students).warnings

@@ -64,7 +64,7 @@ class SweepConfig:
     that came so far (asynchronous successive halving, arXiv 1810.05934)."""
     max_concurrent: Positive | None = None
     """Students at a time; None: as many as the cluster has room for."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 56
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = 56
     """Of the draws; the students' own is `student.seed`."""
 
     @model_validator(mode="after")

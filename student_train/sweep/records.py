@@ -161,9 +161,10 @@ def check_caches(trial: Trial) -> None:
 
 
 def criterion(trials: list[Trial]) -> Criterion:
-    """What students are compared by on the rows held out: where they differ in `loss`, their totals mean different
-    things, and only the share of masked positions that they get right does not."""
-    return "total" if all(trial.spec.loss == trials[0].spec.loss for trial in trials) else "accuracy"
+    """What students are compared by on the rows held out: where they differ in `loss` or caches, their totals mean
+    different things, and only the share of masked positions that they get right does not."""
+    judges = [(trial.spec.loss, trial.spec.caches) for trial in trials]
+    return "total" if all(judge == judges[0] for judge in judges) else "accuracy"
 
 
 def score(held_out: dict[str, float], by: Criterion) -> float:

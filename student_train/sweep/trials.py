@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import rfc8785
+
 from student_train.config import StudentSpec
 from student_train.sweep.config import Dimension, SweepConfig
 from teacher_cache.errors import UserError
@@ -39,7 +41,13 @@ def trials(config: SweepConfig) -> list[Trial]:
     points = distinct_points(config)
     width = max(3, len(str(len(points) - 1)))
     labels = short_keys(list(config.space))
-    return [_trial(config, f"{index:0{width}}-{describe(point, labels)}", point) for index, point in enumerate(points)]
+    found = [_trial(config, f"{index:0{width}}-{describe(point, labels)}", point) for index, point in enumerate(points)]
+    if config.scheduler == "asha" and len({(trial.spec.caches, trial.spec.held_out_sequences) for trial in found}) > 1:
+        raise UserError(
+            "space: the students differ in caches or held_out_sequences, so that other rows are held out from each; "
+            "scheduler: asha would stop some for that, set scheduler: none"
+        )
+    return found
 
 
 def places(config: SweepConfig) -> dict[str, Sequence[str]]:
@@ -54,8 +62,15 @@ def places(config: SweepConfig) -> dict[str, Sequence[str]]:
 
 
 def distinct_points(config: SweepConfig) -> list[Point]:
-    """The points of the space without repetitions: for each combination of chosen values, every draw."""
-    points = {documents.canonical(point): point for point in _points(config)}
+    """The points of the space without repetitions: for each combination of chosen values, every draw.
+
+    Raises:
+        UserError: a value has no place in JSON.
+    """
+    try:
+        points = {documents.canonical(point): point for point in _points(config)}
+    except rfc8785.CanonicalizationError as error:
+        raise UserError(f"space: a value cannot be written as JSON ({error}); whole numbers end at 2^53") from None
     return list(points.values())
 
 

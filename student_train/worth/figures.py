@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from student_train.report.figures import Figure, Series
 from student_train.worth.records import ModelWorth, Worth
 
+FIGURE_KEYS = ("worth-retention", "worth-parameters", "worth-latency")
+"""Of all figures that there may be."""
 STEP, SPREAD = 0.2, 0.7
 """Between students' points at a task, and of all of them at most; tasks are 1 apart."""
 

@@ -3,7 +3,6 @@
 Weights are random, of each model's shape: seconds do not depend on what a model knows.
 """
 
-import os
 import random
 import statistics
 import time
@@ -15,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from student_train.console import say
-from student_train.measuring import interval, machine, timed, versions
+from student_train.measuring import interval, load_per_core, machine, timed, versions
 from student_train.saved_model import local_path, read
 from student_train.worth.records import Speed, Speeds
 from teacher_cache.errors import UserError
@@ -57,7 +56,7 @@ def measure(paths: Mapping[str, str], *, dtypes: Sequence[str], threads: int | N
     Raises:
         UserError: a model's config.json cannot be read.
     """
-    before = os.getloadavg()[0] / (os.cpu_count() or 1)
+    before = load_per_core()
     if threads:
         torch.set_num_threads(threads)
     configs = {name: read_config(name, path) for name, path in paths.items()}

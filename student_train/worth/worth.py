@@ -7,7 +7,7 @@ from student_train.finetune.results import average
 from student_train.report.draw import to_file
 from student_train.worth import quality
 from student_train.worth.cost import cost_of
-from student_train.worth.figures import figures
+from student_train.worth.figures import FIGURE_KEYS, figures
 from student_train.worth.records import MARKDOWN_KEY, ModelWorth, Speeds, TaskWorth, Worth, write_worth
 from student_train.worth.table import markdown
 from teacher_cache.errors import UserError
@@ -35,11 +35,14 @@ def find_worth(
     _check_reference(results)
     speeds = _measured(reference_first(results), dtypes, threads) if dtypes else None
     worth = make_worth(place, results, speeds)
-    write_worth(store, worth)
     store.replace(MARKDOWN_KEY, markdown(worth).encode())
+    for key in FIGURE_KEYS:  # of an earlier table
+        store.delete_folder(f"{key}.svg")
+        store.delete_folder(f"{key}.png")
     for figure in figures(worth):
         store.replace(f"{figure.key}.svg", to_file(figure, "svg"))
         store.replace(f"{figure.key}.png", to_file(figure, "png"))
+    write_worth(store, worth)
     return worth
 
 

@@ -1,15 +1,17 @@
 """The ablations: each changes one thing, and what is finished is not made again."""
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from infra.bench import plan
-from infra.bench.ablations import WHOLE, Variant, chosen, parse, render, result, run, variants
+from infra.bench.ablations import WHOLE, Variant, chosen, make_spec, parse, render, result, run, variants
 from student_train.config import StudentSpec
 from student_train.report.compare import flat
 from teacher_cache.format.spec import KeepConfig
@@ -39,6 +41,13 @@ def test_the_whole_recipe_is_what_students_and_caches_have_by_default():
     assert not EVERY[0].student
     assert KeepConfig().unmasked == EVERY[0].unmasked
     assert len({variant.name for variant in EVERY}) == len(EVERY) == 11
+
+
+def test_no_override_undoes_a_variant(tmp_path):
+    variant = next(variant for variant in EVERY if variant.name == "T = 4")
+    options = argparse.Namespace(steps=5, overrides=["loss.temperature=1", "seed=3", "optimizer.lr=1e-3"])
+    spec = make_spec(tmp_path, variant, SimpleNamespace(url="cache"), 2, options)
+    assert (spec.loss.temperature, spec.seed, spec.steps, spec.optimizer.lr) == (4, 2, 5, 1e-3)
 
 
 def test_half_the_width_keeps_the_size_of_a_head():

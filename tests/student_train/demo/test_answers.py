@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from student_train.demo.answers import NUM_SHOWN, classify, fill_mask
+from student_train.demo.answers import NUM_SHOWN, _readable, classify, fill_mask
 from teacher_cache.errors import UserError
 from tests import families
 from tests.student_train.export import heads
@@ -23,6 +23,10 @@ def test_the_likeliest_tokens_with_their_probabilities(family, tmp_path):
     assert list(answer.shares) == list(expected)
     assert list(answer.shares.values()) == pytest.approx([float(share) for share in expected.values()])
     assert answer.latency_ms > 0
+
+
+def test_tokens_that_look_alike_are_told_apart():
+    assert _readable(["ĠParis", "ĠLyon", "Paris", "Ġ", "▁"]) == ["ĠParis", "Lyon", "Paris", "Ġ", "▁"]
 
 
 def test_either_sign_is_the_models_mask(tmp_path):

@@ -1,6 +1,7 @@
 """Exported files are scored on the task's dev set, by the code that scored the fine-tuning."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,14 @@ def test_a_task_of_another_kind_is_refused(tmp_path):
         UserError, match=r"--task is classification, .* does masked_lm; give the task it was fine-tuned"
     ):
         task_scores.check_task(task, heads.make(tmp_path / "model"))
+
+
+def test_a_task_of_longer_texts_than_the_model_takes_is_refused(tmp_path):
+    task = task_scores.read_task(write_table(tmp_path / "task"))
+    long = replace(task, config=replace(task.config, max_length=65))
+    saved = heads.make(tmp_path / "model", "classification", id2label=dict(enumerate(task.labels)))
+    with pytest.raises(UserError, match=r"--task has max_length 65, .* takes 64 tokens; lower it"):
+        task_scores.check_task(long, saved)
 
 
 def test_a_task_with_other_labels_is_refused(tmp_path):

@@ -42,6 +42,11 @@ def test_the_digest_tells_models_and_tokenizers_apart_but_not_places(teacher, tm
     shutil.copytree(teacher, tmp_path / "copy")
     assert described(tmp_path / "copy").content_sha256 == digest
     assert described(tiny.make_model(tmp_path / "other", seed=1)).content_sha256 != digest
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.3}))
+    assert described(tmp_path / "copy").content_sha256 != digest
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config | {"transformers_version": "6"}))
+    assert described(tmp_path / "copy").content_sha256 == digest
     vocabulary = families.make_tokenizer().get_vocab()
     BertTokenizer(vocab=vocabulary, do_lower_case=False).save_pretrained(tmp_path / "copy")
     assert described(tmp_path / "copy").content_sha256 != digest

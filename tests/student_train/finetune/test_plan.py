@@ -28,6 +28,18 @@ def test_first_each_rate_is_tried_with_the_first_seed_then_the_best_with_the_oth
     assert plan.num_runs == len(plan.known(done))
 
 
+def test_a_wanted_model_that_was_deleted_is_made_again():
+    plan = replace(PLAN, models=("a",), tasks=("x",))
+    tries = plan.known({})
+    done = {run: record_of(run, score) for run, score in zip(tries, (50.0, 60.0, None), strict=True)}
+    repeat = Run(model="a", task="x", lr=2e-5, seed=8)
+    assert plan.missing({tries[0]: done[tries[0]]}, keep_models=False) == tries[1:]
+    assert plan.missing(done, keep_models=False) == [tries[1], repeat]
+    done[tries[1]] = replace(done[tries[1]], folder="/there")
+    assert plan.missing(done, keep_models=False) == [repeat]
+    assert plan.missing(done, keep_models=True) == [tries[0], repeat]
+
+
 def test_a_rate_that_diverged_is_not_the_best_and_where_all_did_there_is_none():
     plan = replace(PLAN, models=("a",), tasks=("x",))
     tries = plan.known({})

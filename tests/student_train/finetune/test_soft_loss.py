@@ -63,6 +63,19 @@ def test_an_answers_start_and_end_are_looked_for_among_the_windows_tokens():
     assert student.grad[attention_mask == 1].all()
 
 
+@pytest.mark.parametrize("temperature", [0.25, 0.5, 1.0])
+def test_padding_is_nothing_at_low_temperatures(temperature):
+    student, teacher = draw(B, S, 2, seed=0), draw(B, S, 2, seed=1)
+    mask = torch.arange(S) < LENGTHS[:, None]
+    loss = soft_loss("question_answering", student, teacher, mask=mask, temperature=temperature)
+    expected = [
+        reference(student[row, :length, side][None], teacher[row, :length, side][None], temperature)
+        for row, length in enumerate(LENGTHS)
+        for side in (0, 1)
+    ]
+    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-4)
+
+
 def test_regression_is_the_mean_squared_error_at_any_temperature():
     student, teacher = draw(B, 1, seed=0), draw(B, 1, seed=1)
     for temperature in (1.0, 4.0):

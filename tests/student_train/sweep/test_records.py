@@ -119,6 +119,7 @@ def test_the_best_come_first(tmp_path):
     assert by_accuracy == ["nan", done.name, "good", "unknown", "failed"]
 
 
-def test_students_with_different_losses_are_compared_by_accuracy():
+def test_students_with_different_losses_or_caches_are_compared_by_accuracy():
     assert records.criterion(trials(make_config())) == "total"
     assert records.criterion(trials(make_config("sweep", {"loss.temperature": {"choose": [1, 2]}}))) == "accuracy"
+    assert records.criterion(trials(make_config("sweep", {"caches": {"choose": [["a"], ["b"]]}}))) == "accuracy"

@@ -40,6 +40,16 @@ def test_it_writes_records_tables_and_figures(tmp_path, capsys):
     assert (folder / "worth-retention.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_no_figure_of_an_earlier_table_stays(tmp_path):
+    write_results(tmp_path / "tasks")
+    folder = tmp_path / "tasks" / "worth"
+    folder.mkdir()
+    (folder / "worth-latency.png").write_bytes(b"old")
+    assert worth(tmp_path / "tasks", "--no-speed") == 0
+    assert not (folder / "worth-latency.png").exists()
+    assert (folder / "worth-retention.png").exists()
+
+
 def test_it_prints_tables_and_writes_where_it_is_told(tmp_path, capsys):
     write_results(tmp_path / "tasks")
     assert worth(tmp_path / "tasks", "--no-speed", "--output", tmp_path / "elsewhere") == 0
