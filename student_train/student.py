@@ -84,11 +84,12 @@ def encode_student(model: PreTrainedModel, input_ids: torch.Tensor, attention_ma
 def spread_layers(num_teacher: int, num_student: int) -> tuple[int, ...]:
     """Teacher layers from which a student's layers start: evenly spread, first and last included.
 
-    Layer i of n starts from layer i·(N-1)/(n-1) of N, rounded to the nearest, halves up: 12 → 6 gives 0, 2, 4,
-    7, 9, 11, DistilBERT's published choice, and 6 → 3 gives 0, 3, 5. A single layer starts from the first.
+    Layer i of n starts from layer i·(N-1)/(n-1) of N, rounded to the nearest: 12 → 6 gives 0, 2, 4, 7, 9, 11,
+    DistilBERT's published choice. A half goes to the lower layer, 6 → 3 gives 0, 2, 5: what lower layers do, others
+    build upon (`infra/bench/RESULTS.md`, starting layers). A single layer starts from the first.
     """
     gaps = num_student - 1
-    return tuple((2 * i * (num_teacher - 1) + gaps) // (2 * gaps) for i in range(num_student)) if gaps else (0,)
+    return tuple((2 * i * (num_teacher - 1) + gaps - 1) // (2 * gaps) for i in range(num_student)) if gaps else (0,)
 
 
 def _num_layers(num_teacher: int, spec: StudentConfig) -> int:
