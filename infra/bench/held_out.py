@@ -4,6 +4,7 @@ Usage: `python infra/bench/held_out.py --cache URL --text FILE NAME=FOLDER… [-
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,8 @@ HELD_OUT_SEED = 1
 BATCH_SEQUENCES = 64
 
 
-def held_out(path: Path, tokenizer: Any, sequence_length: int) -> list[MaskedSequence]:
-    """The held-out documents, masked the same way for every model."""
+def held_out(path: Path, tokenizer: Any, sequence_length: int, *, most: int | None = None) -> list[MaskedSequence]:
+    """The held-out documents, or the first `most` sequences of them, masked the same way for every model."""
     stream = sequences(
         str(path),
         format="text",
@@ -42,7 +43,7 @@ def held_out(path: Path, tokenizer: Any, sequence_length: int) -> list[MaskedSeq
     masking, keep, vocabulary = MaskingConfig(seed=HELD_OUT_SEED), KeepConfig(), vocabulary_of(tokenizer)
     return [
         mask_sequence(sequence.input_ids, place, 0, masking=masking, keep=keep, vocabulary=vocabulary)
-        for place, sequence in enumerate(stream)
+        for place, sequence in enumerate(itertools.islice(stream, most))
     ]
 
 

@@ -76,7 +76,7 @@ def measure(cache: Cache, text: Path, num_layers: int | None) -> Iterator[dict[s
     """A row a choice, the teacher's first; nothing is trained."""
     folder = cache.teacher.folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    masked = held_out(text, tokenizer, cache.spec.corpus.sequence_length)[:NUM_SEQUENCES]
+    masked = held_out(text, tokenizer, cache.spec.corpus.sequence_length, most=NUM_SEQUENCES)
     labels = torch.from_numpy(np.concatenate([sequence.label_ids for sequence in masked])).long()
     whole = AutoModelForMaskedLM.from_pretrained(folder).eval()
     num_teacher = whole.config.num_hidden_layers
