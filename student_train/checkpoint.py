@@ -57,11 +57,9 @@ def newest_progress(store: Store) -> Progress | None:
     """The state of the newest whole checkpoint; None where there is none."""
     for prefix in reversed(store.list("checkpoints")):
         try:
-            data = store.read(f"{prefix}/state.json", max_bytes=documents.MAX_DOCUMENT_BYTES)
+            return Progress(**documents.read(store, f"{prefix}/state.json")["progress"])
         except FileNotFoundError:
             continue  # a kill came before the completion record
-        document = documents.parse(data, name=f"{store.url}/{prefix}/state.json")
-        return Progress(**document["progress"])
     return None
 
 
@@ -72,9 +70,7 @@ def load_checkpoint(store: Store, progress: Progress, model: torch.nn.Module, op
         UserError: a file is missing or does not match its digest.
     """
     prefix = f"checkpoints/step-{progress.step:09d}"
-    state = documents.parse(
-        store.read(f"{prefix}/state.json", max_bytes=documents.MAX_DOCUMENT_BYTES), name=f"{store.url}/{prefix}"
-    )
+    state = documents.read(store, f"{prefix}/state.json")
     tensors = {name: _read(store, f"{prefix}/{name}", **listed) for name, listed in state["files"].items()}
     model.load_state_dict(tensors["model.safetensors"], strict=False)  # tied tensors are saved once
     _unflatten(tensors["optimizer.safetensors"], optimizer)

@@ -17,9 +17,9 @@ os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models, here and in processes: more threads wait for each other
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
 from tests import ceph as ceph_server
@@ -27,8 +27,6 @@ from tests import s3 as s3_server
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background job, whose children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 
 # A busy machine is no failure.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -151,11 +151,9 @@ def read(store: Store, key: str, kind: type[Record]) -> Record | None:
     """
     name = f"{store.url}/{key}"
     try:
-        data = store.read(key, max_bytes=documents.MAX_DOCUMENT_BYTES)
+        return TypeAdapter(kind).validate_python(documents.read(store, key))
     except FileNotFoundError:
         return None
-    try:
-        return TypeAdapter(kind).validate_python(documents.parse(data, name=name))
     except ValidationError:
         raise UserError(f"{name} is of another version; choose another output") from None
 

@@ -82,13 +82,11 @@ def read_sweep(store: Store, config: SweepConfig) -> SweepRecord | None:
     Raises:
         UserError: it is of another sweep, or damaged.
     """
-    try:
-        data = store.read(SWEEP_KEY, max_bytes=documents.MAX_DOCUMENT_BYTES)
-    except FileNotFoundError:
-        return None
     name = f"{store.url}/{SWEEP_KEY}"
     try:
-        record = TypeAdapter(SweepRecord).validate_python(documents.parse(data, name=name))
+        record = TypeAdapter(SweepRecord).validate_python(documents.read(store, SWEEP_KEY))
+    except FileNotFoundError:
+        return None
     except ValidationError:
         raise UserError(f"{name} is of another version; choose another output") from None
     own = documents.parse(documents.dump(identity(config)), name=name)  # numbers as JSON has them

@@ -169,11 +169,11 @@ def read_worth(url: str) -> Worth:
     store = Store(url)
     name, again = f"{store.url}/{WORTH_KEY}", "run `student-train worth` again"
     try:
-        data = store.read(WORTH_KEY, max_bytes=documents.MAX_DOCUMENT_BYTES)
+        document = documents.read(store, WORTH_KEY, remedy=again)
     except FileNotFoundError:
         raise UserError(f"{store.url} holds no {WORTH_KEY}; give what `student-train worth` wrote") from None
     try:
-        return from_plain(documents.parse(data, name=name, remedy=again))
+        return from_plain(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"

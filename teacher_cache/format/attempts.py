@@ -49,8 +49,7 @@ def fail(store: Store, mark: str, cause: str) -> None:
 def cause(store: Store, mark: str) -> str | None:
     """What a marked attempt failed of; None if it died, is under way, or cannot be read."""
     try:
-        data = store.read(mark, max_bytes=documents.MAX_DOCUMENT_BYTES)
-        found = documents.parse(data, name=f"{store.url}/{mark}").get("cause")
+        found = documents.read(store, mark).get("cause")
     except (FileNotFoundError, UserError):
         return None
     return str(found) if found else None

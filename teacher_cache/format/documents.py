@@ -3,12 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rfc8785
 
 from teacher_cache.errors import UserError
 
+if TYPE_CHECKING:
+    from teacher_cache.storage.store import Store
+
+REMEDY = "move it away and run the same command again"
 MAX_DOCUMENT_BYTES = 64 * 2**20
 """No JSON document of a cache may be larger: bounds memory before anything is parsed."""
 MAX_DOCUMENT_VALUES = 2**22
@@ -35,6 +39,16 @@ def dump(payload: Mapping[str, Any]) -> bytes:
     return canonical({**payload, "sha256": digest_of(dict(payload))})
 
 
+def read(store: "Store", key: str, *, remedy: str = REMEDY) -> dict[str, Any]:
+    """The document under a key, without its digest.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: see `parse`; or it is too large.
+    """
+    return parse(store.read(key, max_bytes=MAX_DOCUMENT_BYTES), name=f"{store.url}/{key}", remedy=remedy)
+
+
 def _members(document: Mapping[str, Any]) -> dict[str, bytes]:
     """Canonical JSON of each member, `"name":value`, in canonical order (RFC 8785, section 3.2.3)."""
     names = sorted(document, key=lambda name: name.encode("utf-16-be"))
@@ -45,7 +59,7 @@ def _object(members: Mapping[str, bytes]) -> bytes:
     return b"{" + b",".join(members.values()) + b"}"
 
 
-def parse(data: bytes, *, name: str, remedy: str = "move it away and run the same command again") -> dict[str, Any]:
+def parse(data: bytes, *, name: str, remedy: str = REMEDY) -> dict[str, Any]:
     """The document without its digest.
 
     Raises:

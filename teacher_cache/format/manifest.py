@@ -116,9 +116,7 @@ def read_commit(store: Store, view: int, unit: int, fingerprint: str) -> Shard:
 def _read_document(store: Store, view: int, unit: int, fingerprint: str) -> tuple[dict[str, Any], str]:
     """A commit, and its name for messages."""
     key = _commit_key(view, unit)
-    name = f"{store.url}/{key}"
-    data = store.read(key, max_bytes=documents.MAX_DOCUMENT_BYTES)
-    document = documents.parse(data, name=name, remedy=COMMIT_REMEDY)
+    name, document = f"{store.url}/{key}", documents.read(store, key, remedy=COMMIT_REMEDY)
     if (document.get("fingerprint"), document.get("view")) != (fingerprint, view):
         raise UserError(f"{name} belongs to another cache or view; {COMMIT_REMEDY}")
     return document, name

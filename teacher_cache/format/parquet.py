@@ -271,15 +271,13 @@ def ragged(rows: Sequence[np.ndarray], dtype: Any) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
-def unragged(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
+def unragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Values `[P]` and offsets `[N + 1]` of a list column.
 
     Raises:
         UserError: a value is missing.
     """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):  # combine_chunks keeps a ChunkedArray when there are no chunks
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    array = column.combine_chunks()
     if array.null_count or array.values.null_count:
         raise UserError("a list column has rows or values that are missing")
     offsets = array.offsets.to_numpy()

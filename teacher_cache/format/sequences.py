@@ -107,10 +107,8 @@ def read_commit(store: Store, file: int) -> TokenisedFile:
         FileNotFoundError: the file is not committed.
     """
     key = _commit_key(file)
-    data = store.read(key, max_bytes=documents.MAX_DOCUMENT_BYTES)
-    name = f"{store.url}/{key}"
-    document = documents.parse(data, name=name, remedy=COMMIT_REMEDY)
-    with refusing(name, COMMIT_REMEDY):
+    document = documents.read(store, key, remedy=COMMIT_REMEDY)
+    with refusing(f"{store.url}/{key}", COMMIT_REMEDY):
         parts = [
             (ObjectRef(**{name: part[name] for name in _REF_FIELDS}), part["sequences"], part["tokens"])
             for part in document["parts"]

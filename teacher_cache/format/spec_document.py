@@ -33,10 +33,9 @@ def read(store: Store) -> SpecDocument:
     """
     name = f"{store.url}/{KEY}"
     try:
-        data = store.read(KEY, max_bytes=documents.MAX_DOCUMENT_BYTES)
+        document = documents.read(store, KEY, remedy=REMEDY)
     except FileNotFoundError:
         raise UserError(f"{store.url} is no teacher cache: it has no {KEY}") from None
-    document = documents.parse(data, name=name, remedy=REMEDY)
     with refusing(name, REMEDY):
         version = document["identity"].get("format_version")
         if version != FORMAT_VERSION:

@@ -98,7 +98,6 @@ def _is_owner(store: Store, owner: str) -> bool:
 def _read(store: Store) -> dict[str, Any]:
     """The claim there; empty where there is none that can be read."""
     try:
-        data = store.read(CLAIM_KEY, max_bytes=documents.MAX_DOCUMENT_BYTES)
-        return documents.parse(data, name=f"{store.url}/{CLAIM_KEY}")
+        return documents.read(store, CLAIM_KEY)
     except FileNotFoundError:
         return {}

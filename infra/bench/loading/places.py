@@ -1,6 +1,5 @@
 """Where the payload lies: a folder, or a bucket of an S3 server that is started for it."""
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +29,3 @@ def upload(folder: Path, url: str) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         filesystem.put_file(str(path), f"{target}/{path.relative_to(folder)}")
     return target
-
-
-def free(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
