@@ -35,7 +35,7 @@ def test_ragged_rows_come_back_bit_for_bit(data: st.DataObject, dtype: Any, grou
     hnp.arrays(np.int32, st.integers(0, 5)).map(lambda row: [row, row[:2], row]), st.integers(0, 3), st.integers(0, 3)
 )
 def test_a_slice_of_a_ragged_column_gives_its_own_rows(rows: list[np.ndarray], start: int, length: int) -> None:
-    sliced = parquet.ragged(rows, np.int32).slice(start, length)
+    sliced = pa.chunked_array([parquet.ragged(rows, np.int32)]).slice(start, length)
     found = parquet.split(*parquet.unragged(sliced))
     assert bit_pattern(found) == bit_pattern(rows[start : start + length])
 
