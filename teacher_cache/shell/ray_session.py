@@ -26,7 +26,7 @@ def ray_session(*, address: str | None, num_cpus: int, log_to_driver: bool) -> I
         num_cpus: logical CPUs that the work needs; a local Ray gets at least these.
 
     Raises:
-        UserError: no cluster answers at the address.
+        UserError: no cluster answers at the address, or a local Ray does not start in time.
     """
     import ray
 
@@ -53,6 +53,12 @@ def ray_session(*, address: str | None, num_cpus: int, log_to_driver: bool) -> I
             )
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {cluster}: {error}") from None
+    except Exception as error:  # Ray has no type for it
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "a local Ray did not start within 30 s, as where other work takes all cores; run the same command again"
+        ) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler aborts the process
     try:
