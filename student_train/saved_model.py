@@ -103,8 +103,7 @@ def load_model(place: str) -> SavedModel:
             raise UserError(f"the model of {place} is not whole: its weights lack {names}; save it again")
         tokenizer = read(AutoTokenizer, "tokenizer", place, source)
         check_tokenizer(place, tokenizer, config)
-        name_segments(tokenizer, config)
-        tokenizer.padding_side = "right"  # as predictions and metrics count positions
+        set_up(tokenizer, config)
         card = Path(source) / "README.md"
         return SavedModel(
             place=place,
@@ -186,6 +185,12 @@ def max_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> 
     positions = num_positions(config.to_dict())
     limits = [tokenizer.model_max_length, *([] if positions is None else [positions])]
     return int(min(limits))
+
+
+def set_up(tokenizer: Any, config: PreTrainedConfig) -> None:
+    """Has a tokenizer pad at the end, as predictions and metrics count positions, and make what segments there are."""
+    tokenizer.padding_side = "right"
+    name_segments(tokenizer, config)
 
 
 def check_tokenizer(place: str, tokenizer: Any, config: PreTrainedConfig) -> None:

@@ -1,13 +1,15 @@
 """Masked-LM loss and accuracy of a teacher and its students on documents that none of them has seen.
 
 Usage: `python infra/bench/held_out.py --cache URL --text FILE NAME=FOLDER… [--json]`
+
+Shapes: L masked positions of a batch, V vocabulary.
 """
 
 import argparse
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +50,31 @@ def held_out(path: Path, tokenizer: Any, sequence_length: int, *, most: int | No
 
 
 @torch.inference_mode()
-def evaluate(model: PreTrainedModel, masked: Sequence[MaskedSequence], pad_id: int) -> dict[str, float]:
-    """Masked-LM loss (nats a masked token), top-1 accuracy, and sequences per second of a whole forward pass."""
-    loss, correct, num_labels, seconds = 0.0, 0, 0, 0.0
+def answers(
+    model: PreTrainedModel, masked: Sequence[MaskedSequence], pad_id: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+    """Batch by batch: [L, V] float32 logits at the masked positions, their [L] labels, seconds of the forward pass."""
     for start in range(0, len(masked), BATCH_SEQUENCES):
         batch = masked[start : start + BATCH_SEQUENCES]
         input_ids, attention_mask = pad([sequence.input_ids for sequence in batch], pad_id)
         begin = time.perf_counter()
         logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
-        seconds += time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
         rows = np.repeat(np.arange(len(batch)), [len(sequence.label_positions) for sequence in batch])
         places = np.concatenate([sequence.label_positions for sequence in batch])
         labels = torch.from_numpy(np.concatenate([sequence.label_ids for sequence in batch])).long()
-        said = logits[rows, places].float()
+        yield logits[rows, places].float(), labels, seconds
+
+
+def evaluate(model: PreTrainedModel, masked: Sequence[MaskedSequence], pad_id: int) -> dict[str, float]:
+    """Masked-LM loss (nats a masked token), top-1 accuracy, and sequences per second of a whole forward pass."""
+    loss, correct, num_labels, all_s = 0.0, 0, 0, 0.0
+    for said, labels, seconds in answers(model, masked, pad_id):
         loss += F.cross_entropy(said, labels, reduction="sum").item()
         correct += int((said.argmax(-1) == labels).sum())
         num_labels += len(labels)
-    return {"loss": loss / num_labels, "accuracy": correct / num_labels, "sequences_per_s": len(masked) / seconds}
+        all_s += seconds
+    return {"loss": loss / num_labels, "accuracy": correct / num_labels, "sequences_per_s": len(masked) / all_s}
 
 
 def compare(models: Mapping[str, str], cache: Cache, text: Path) -> list[dict[str, Any]]:

@@ -15,37 +15,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from infra.bench import output
-from infra.bench.held_out import held_out
+from infra.bench.held_out import answers, held_out
 from student_train.config import StudentConfig
 from student_train.student import build_student, spread_layers
 from teacher_cache import UserError, open_cache
 from teacher_cache.format.cache import Cache
-from teacher_cache.masking import MaskedSequence
-from teacher_cache.targets.batching import pad
 
-NUM_SEQUENCES, BATCH_SEQUENCES = 128, 64
+NUM_SEQUENCES = 128
 MAX_CHOICES = 1000
-
-
-@torch.inference_mode()
-def log_probabilities(model: PreTrainedModel, masked: Sequence[MaskedSequence], pad_id: int) -> torch.Tensor:
-    """`[L, V]` of all masked positions."""
-    found = []
-    for start in range(0, len(masked), BATCH_SEQUENCES):
-        batch = masked[start : start + BATCH_SEQUENCES]
-        input_ids, attention_mask = pad([sequence.input_ids for sequence in batch], pad_id)
-        rows = np.repeat(np.arange(len(batch)), [len(sequence.label_positions) for sequence in batch])
-        places = np.concatenate([sequence.label_positions for sequence in batch])
-        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
-        found.append(logits[rows, places].float().log_softmax(dim=-1))
-    return torch.cat(found)
 
 
 def figures(said: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -76,16 +59,23 @@ def measure(cache: Cache, text: Path, num_layers: int | None) -> Iterator[dict[s
     """A row a choice, the teacher's first; nothing is trained."""
     folder = cache.teacher.folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    pad_id = tokenizer.pad_token_id
     masked = held_out(text, tokenizer, cache.spec.corpus.sequence_length, most=NUM_SEQUENCES)
-    labels = torch.from_numpy(np.concatenate([sequence.label_ids for sequence in masked])).long()
+
+    def say(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[L, V]` log-probabilities and `[L]` labels."""
+        said = [(logits.log_softmax(dim=-1), labels) for logits, labels, _ in answers(model, masked, pad_id)]
+        logs, labels = zip(*said, strict=True)
+        return torch.cat(logs), torch.cat(labels)
+
     whole = AutoModelForMaskedLM.from_pretrained(folder).eval()
     num_teacher = whole.config.num_hidden_layers
-    teacher = log_probabilities(whole, masked, tokenizer.pad_token_id)
+    teacher, labels = say(whole)
     yield {"layers": list(range(num_teacher)), "is_default": False, **figures(teacher, teacher, labels)}
     num_student = max(1, num_teacher // 2) if num_layers is None else num_layers
     for layers in choices(num_teacher, num_student):
         student = build_student(folder, StudentConfig(teacher_layers=layers)).eval()
-        said = log_probabilities(student, masked, tokenizer.pad_token_id)
+        said, _ = say(student)
         is_default = layers == spread_layers(num_teacher, num_student)
         yield {"layers": list(layers), "is_default": is_default, **figures(said, teacher, labels)}
 

@@ -46,9 +46,6 @@ class OnnxFigures:
     machine: dict[str, Any]
 
 
-_Measured = tuple[OnnxFigures | None, int8.Agreement | None, dict[str, dict[str, float]]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExportSummary:
     """What was written."""
@@ -106,10 +103,7 @@ def export_model(place: str, output: str, options: ExportOptions) -> ExportSumma
         saved.tokenizer.save_pretrained(folder)
         if options.sentence_embedding:
             write_embedding(saved, folder)
-        graphs: _Measured = (None, None, {})
-        if options.graphs:
-            graphs = _write_graphs(saved, folder, options, task, load=load)
-        figures, agreement, scores = graphs
+        figures, agreement, scores = _write_graphs(saved, folder, options, task, load=load)
         summary = ExportSummary(
             model=place,
             output=store.url,
@@ -162,8 +156,10 @@ def _read_worth(place: str) -> str:
 
 def _write_graphs(
     saved: SavedModel, folder: Path, options: ExportOptions, task: "Task | None", *, load: float
-) -> _Measured:
-    """Writes the ONNX files and measures them: speed, and what int8 loses on the task or on sample text."""
+) -> tuple[OnnxFigures | None, int8.Agreement | None, dict[str, dict[str, float]]]:
+    """Writes the ONNX files that are asked for and measures them: speed, and what int8 loses on task or sample text."""
+    if not options.graphs:
+        return None, None, {}
     (folder / ONNX_KEY).parent.mkdir()
     difference = write_onnx(saved, folder / ONNX_KEY)
     graphs = {ONNX_KEY: onnx_logits(folder / ONNX_KEY)}

@@ -16,11 +16,10 @@ from transformers import (
 )
 
 from student_train.finetune.records import ModelRecord
-from student_train.saved_model import AUTO_CLASSES, check_tokenizer, local_path, max_length, read
+from student_train.saved_model import AUTO_CLASSES, check_tokenizer, local_path, max_length, read, set_up
 from teacher_cache.errors import UserError
 from teacher_cache.storage.urls import folders, normal_url
 from teacher_cache.tasks.record import Task
-from teacher_cache.tasks.segments import name_segments
 
 NO_SETTINGS = frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"})
 """Of a config.json, as nothing of how a model computes depends on them."""
@@ -91,8 +90,7 @@ def _sha256(tensors: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerFast
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerFast:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    tokenizer.padding_side = "right"  # as predictions and metrics count positions
-    name_segments(tokenizer, AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    set_up(tokenizer, AutoConfig.from_pretrained(folder, trust_remote_code=False))
     return tokenizer
 
 

@@ -21,7 +21,7 @@ CODEBOOK = 999_999_999
 """Counts as a unit of view 0."""
 
 
-def marks(store: Store, view: int, *, run: str = "") -> dict[int, list[str]]:
+def marks(store: Store, view: int, *, run: str | None = None) -> dict[int, list[str]]:
     """Keys of the marks of a view, by unit, but those of ended runs; all, or those of one run."""
     keys = store.list(_folder(view))
     ended = {key.rsplit(ENDED, 1)[1].removesuffix(".json") for key in keys if ENDED in key}
@@ -29,7 +29,7 @@ def marks(store: Store, view: int, *, run: str = "") -> dict[int, list[str]]:
     for key in keys:
         unit, _, rest = key.rsplit("/", 1)[1].partition("-")
         by = rest.split("-")[0]
-        if unit.isdecimal() and by not in ended and run in ("", by):
+        if unit.isdecimal() and by not in ended and run in (None, by):
             found.setdefault(int(unit), []).append(key)
     return found
 
