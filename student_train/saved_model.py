@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import pickle
 import re
 import tempfile
 from collections.abc import Iterator
@@ -11,21 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from student_train.run_folder import MODEL_PREFIX, RUN_KEY
 from teacher_cache.errors import UserError
+from teacher_cache.pretrained import AUTO_CLASSES, load
 from teacher_cache.storage.store import KEY, Store
 from teacher_cache.targets.heads import family_of, num_positions
 from teacher_cache.tasks.segments import name_segments
@@ -34,13 +23,6 @@ Head = Literal["masked_lm", "classification", "regression", "tagging", "question
 
 MAX_FILE_BYTES = 5 * 2**30
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-AUTO_CLASSES: dict[Head, Any] = {
-    "masked_lm": AutoModelForMaskedLM,
-    "classification": AutoModelForSequenceClassification,
-    "regression": AutoModelForSequenceClassification,
-    "tagging": AutoModelForTokenClassification,
-    "question_answering": AutoModelForQuestionAnswering,
-}
 _HEADS: dict[str, Head] = {
     "MaskedLM": "masked_lm",
     "SequenceClassification": "classification",
@@ -165,19 +147,16 @@ def _head(place: str, config: PreTrainedConfig) -> Head:
     return "regression" if head == "classification" and config.num_labels == 1 else head
 
 
-def read(auto_class: Any, what: str, place: str, source: str, **options: Any) -> Any:
-    """What transformers loads from `source`; no code of the model is run.
+def read(auto_class: Any, part: str, place: str, source: str, **options: Any) -> Any:
+    """What transformers loads from `source`, for the `place` that the user named; no code of the model is run.
 
     Raises:
-        UserError: it cannot be loaded; names `what` and the `place` that the user named.
+        UserError: it cannot be loaded; names the `part` and the place.
     """
-    try:
-        return auto_class.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"the {what} of {place} cannot be loaded; give a run's output, a folder with a saved model, the URL of"
-            f" either, or a hub name like bert-base-uncased ({' '.join(str(error).split())})"
-        ) from None
+    expected = (
+        "give a run's output, a folder with a saved model, the URL of either, or a hub name like bert-base-uncased"
+    )
+    return load(auto_class, source, what=f"{part} of {place}", expected=expected, **options)
 
 
 def max_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> int:

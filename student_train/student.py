@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForMaskedLM, DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from student_train.config import StudentConfig
 from teacher_cache.errors import UserError
+from teacher_cache.pretrained import load
 from teacher_cache.targets.heads import family_of
 
 DISTILBERT_EPS = 1e-12
@@ -209,7 +210,5 @@ def _read_config(folder: Path) -> PreTrainedConfig:
 def _read_folder(auto_class: Any, folder: Path, **options: Any) -> Any:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; student.initial_weights is teacher, random or a saved student")
-    try:
-        return auto_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"no saved model can be read from {folder}: {' '.join(str(error).split())}") from None
+    expected = "name a folder with a saved model's config.json and model.safetensors"
+    return load(auto_class, folder, what=f"model in {folder}", expected=expected, local_files_only=True, **options)

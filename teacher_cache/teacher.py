@@ -6,7 +6,6 @@ Shapes: B sequences, S positions, K kept positions, d hidden size, V vocabulary 
 import copy
 import hashlib
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,34 +13,18 @@ from typing import Any
 
 import rfc8785
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoConfig,
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from safetensors import safe_open
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from teacher_cache.errors import UserError
 from teacher_cache.format.spec import MASKED_LM, Objective, TaskObjective
+from teacher_cache.pretrained import AUTO_CLASSES, load
 from teacher_cache.targets.heads import family_of, head_logits, head_of, num_positions
 from teacher_cache.tasks.segments import name_segments
 
 MAX_PADDED_VOCABULARY = 127
 """Rows that a model may have beyond its tokenizer's tokens: vocabularies are padded up to multiples of 128."""
 
-AUTO_CLASSES = {
-    MASKED_LM: AutoModelForMaskedLM,
-    "classification": AutoModelForSequenceClassification,
-    "regression": AutoModelForSequenceClassification,
-    "tagging": AutoModelForTokenClassification,
-    "question_answering": AutoModelForQuestionAnswering,
-}
 _SPECIAL_TOKENS = ("cls", "sep", "mask", "pad")
 _NO_CONTENT = {"_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype"}
 """Config fields that say how a model was saved, not what it computes; dtypes stand with the tensors."""
@@ -88,15 +71,16 @@ def load_teacher(model: str, revision: str | None = None, *, objective: Objectiv
     return LoadedTeacher(network.eval(), tokenizer)
 
 
-def _load(auto_class: Any, what: str, model: str, revision: str | None, **options: Any) -> Any:
-    try:
-        return auto_class.from_pretrained(model, revision=revision, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        place = f"{model!r} at revision {revision!r}" if revision else f"{model!r}"
-        raise UserError(
-            f"the {what} of teacher {place} cannot be loaded; teacher.model must be a folder with a saved model or"
-            f" a hub name like bert-base-uncased ({' '.join(str(error).split())})"
-        ) from None
+def _load(auto_class: Any, part: str, model: str, revision: str | None, **options: Any) -> Any:
+    place = f"{model!r} at revision {revision!r}" if revision else f"{model!r}"
+    return load(
+        auto_class,
+        model,
+        what=f"{part} of teacher {place}",
+        expected="teacher.model must be a folder with a saved model or a hub name like bert-base-uncased",
+        revision=revision,
+        **options,
+    )
 
 
 def _check_outputs(name: str, config: PreTrainedConfig, objective: TaskObjective) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 from teacher_cache.config import TaskCacheSpec
 from teacher_cache.format.cache import Cache, open_cache
 from teacher_cache.pipeline import build
+from teacher_cache.pretrained import AUTO_CLASSES
 from teacher_cache.shell.settings import parse
 from teacher_cache.tasks.config import TaskConfig
 from teacher_cache.tasks.record import Task
 from teacher_cache.tasks.task import load_task
-from teacher_cache.teacher import AUTO_CLASSES
 from tests import families
 from tests.student_train.finetune import tiny
 

@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from student_train.finetune.records import ModelRecord
-from student_train.saved_model import AUTO_CLASSES, check_tokenizer, local_path, max_length, read, set_up
+from student_train.saved_model import check_tokenizer, local_path, max_length, read, set_up
 from teacher_cache.errors import UserError
+from teacher_cache.pretrained import AUTO_CLASSES
 from teacher_cache.storage.urls import folders, normal_url
 from teacher_cache.tasks.record import Task
 

@@ -13,6 +13,7 @@ from typing import Any
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents
 from teacher_cache.storage.probe import probe
+from teacher_cache.storage.retries import hurried
 from teacher_cache.storage.store import Store
 
 CLAIM_KEY = "writer.json"
@@ -70,7 +71,7 @@ def _claimed(store: Store) -> Iterator[None]:
         stop.set()
         if thread.ident:
             thread.join()
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(UserError), hurried():
             if _is_owner(store, owner):
                 store.delete_folder(CLAIM_KEY)
 

@@ -16,6 +16,7 @@ from teacher_cache.format.manifest import Digests, Manifest
 from teacher_cache.metrics import BuildMetrics
 from teacher_cache.pipeline.job import Job
 from teacher_cache.pipeline.workers import Receipt
+from teacher_cache.storage.retries import hurried
 
 GRACE_S, GRACE_UNITS = 60.0, 5
 """How long a unit that was marked, but not committed, may still be under way at another builder: so many seconds, or as
@@ -99,7 +100,7 @@ def build_views(job: Job, num_views: int) -> list[Built]:
         _check_failed(job, views)
     except BaseException as stop:
         unsealed = [view for view in views if not view.sealed]
-        with contextlib.suppress(UserError):  # what is under way ends with this call, and is no failed attempt
+        with contextlib.suppress(UserError), hurried():  # what is under way ends with this call, and did not fail
             for view in unsealed:
                 attempts.end(job.store, view.view, job.run)
         if isinstance(stop, KeyboardInterrupt) and unsealed:

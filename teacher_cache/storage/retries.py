@@ -1,8 +1,10 @@
 """Requests tried again until a store is well: the only place that waits, so that no two waits multiply."""
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -14,12 +16,25 @@ PATIENCE_S = 120.0
 """From a request's first failure, as a large upload may take longer; after that no further attempt begins."""
 FIRST_ANSWER_S = 3.0
 """The same for a store that has never answered this process: a wrong endpoint, most often."""
+HURRIED_S = 2.0
+"""The same for what is asked within `hurried`."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0
 
 T = TypeVar("T")
 
 _answered: WeakValueDictionary[int, Any] = WeakValueDictionary()
 """Filesystems that a server has answered, by identity: equal ones may have had another environment."""
+_hurried: ContextVar[bool] = ContextVar("hurried", default=False)
+
+
+@contextlib.contextmanager
+def hurried() -> Iterator[None]:
+    """For cleaning up after an end that a user waits for, perhaps because the store is gone: patience is short."""
+    token = _hurried.set(True)
+    try:
+        yield
+    finally:
+        _hurried.reset(token)
 
 
 def patiently(filesystem: Any, url: str, doing: str, attempt: Callable[[], T]) -> T:
@@ -54,7 +69,8 @@ def _has_answered(filesystem: Any) -> bool:
 
 
 def _patience_s(filesystem: Any) -> float:
-    return PATIENCE_S if _has_answered(filesystem) else FIRST_ANSWER_S
+    patience_s = PATIENCE_S if _has_answered(filesystem) else FIRST_ANSWER_S
+    return min(patience_s, HURRIED_S) if _hurried.get() else patience_s
 
 
 def _advice(filesystem: Any) -> str:

@@ -230,7 +230,7 @@ def test_saved_students_that_do_not_fit_are_refused(tmp_path):
         build("teacher", num_layers=2)
     with pytest.raises(UserError, match=r"lacks cls\.predictions\.bias"):
         build("headless")
-    with pytest.raises(UserError, match=r"no saved model can be read from .*empty"):
+    with pytest.raises(UserError, match=r"the model in .*empty cannot be loaded; name a folder"):
         build("empty")
 
 

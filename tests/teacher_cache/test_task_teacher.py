@@ -7,9 +7,10 @@ import torch
 
 from teacher_cache.errors import UserError
 from teacher_cache.format.spec import TaskKind, TaskObjective
+from teacher_cache.pretrained import AUTO_CLASSES
 from teacher_cache.targets.batching import pad
 from teacher_cache.task_teacher import TaskTeacher
-from teacher_cache.teacher import AUTO_CLASSES, LoadedTeacher, load_teacher
+from teacher_cache.teacher import LoadedTeacher, load_teacher
 from tests import families
 
 OBJECTIVES: dict[TaskKind, TaskObjective] = {

@@ -18,10 +18,10 @@ from student_train.finetune.soft_loss import answer_mask, divergence, task_logit
 from student_train.finetune.teacher_logits import TEACHER_LOGITS, read_logits, teachings
 from teacher_cache.errors import UserError
 from teacher_cache.format.cache import Cache
+from teacher_cache.pretrained import AUTO_CLASSES
 from teacher_cache.shell.settings import parse
 from teacher_cache.tasks.record import Task
 from teacher_cache.tasks.task import features
-from teacher_cache.teacher import AUTO_CLASSES
 from tests import caches, families, task_caches
 from tests.student_train.finetune import tiny
 

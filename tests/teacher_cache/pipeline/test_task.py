@@ -19,11 +19,11 @@ from teacher_cache.fidelity.compare import compare
 from teacher_cache.format.cache import Cache
 from teacher_cache.inspect import render_rows, show
 from teacher_cache.pipeline import extend, repair
+from teacher_cache.pretrained import AUTO_CLASSES
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.task_teacher import TaskTeacher
 from teacher_cache.tasks.record import Task
 from teacher_cache.tasks.task import features
-from teacher_cache.teacher import AUTO_CLASSES
 from teacher_cache.verify import verify
 from tests import task_caches
 from tests.teacher_cache.builds import shard_digests

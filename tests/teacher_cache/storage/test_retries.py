@@ -135,6 +135,15 @@ def test_a_store_that_never_answered_is_given_up_soon(store: Store, proxy: Proxy
     assert time.monotonic() - start < retries.FIRST_ANSWER_S + 2
 
 
+def test_who_cleans_up_does_not_wait_for_a_store_that_is_gone(store: Store, proxy: Proxy) -> None:
+    proxy.use(Faults(reset=1.0))
+    start = time.monotonic()
+    with pytest.raises(StoreError), retries.hurried():
+        store.replace("a", b"x")
+    assert time.monotonic() - start < retries.HURRIED_S + 3
+    assert proxy.num_faults > 1, "what is well a moment later is still cleaned up"
+
+
 @pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (400, "InvalidArgument"), (403, "QuotaExceeded")])
 def test_an_answer_that_will_not_change_is_final(store: Store, proxy: Proxy, status: int, code: str) -> None:
     proxy.use(Faults(refused=1.0, matching="PUT", status=status, code=code))
