@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from teacher_cache.format.spec import Url
 from teacher_cache.shell.settings import STRICT
-from teacher_cache.storage.urls import folders, normal_url
+from teacher_cache.storage.urls import normal_url
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -30,6 +30,11 @@ class StudentConfig:
     dropout: Share = 0.1
     frozen_embeddings: bool = False
     """Embeddings keep their starting weights, and with them the output head's decoder, which is tied to them."""
+
+    @property
+    def initial_folder(self) -> str | None:
+        """Of a saved student to go on from; None: none is."""
+        return None if self.initial_weights in ("teacher", "random") else self.initial_weights
 
     @model_validator(mode="after")
     def _layers_agree(self) -> "StudentConfig":
@@ -129,6 +134,15 @@ class ExecutionConfig:
             raise ValueError("num_workers must be [min, max] with min <= max")
         return value
 
+    @model_validator(mode="after")
+    def _workers_share_no_gpu(self) -> "ExecutionConfig":
+        if self.max_workers > 1 and 0 < (self.gpus_per_worker or 0) < 1:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker:g} for {self.max_workers} workers of one student, but NCCL"
+                " connects no two on one GPU; set it to 1, or num_workers to 1"
+            )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class StudentSpec:
@@ -155,7 +169,8 @@ class StudentSpec:
     @property
     def reads(self) -> dict[str, tuple[str, ...]]:
         """Folders and URLs that are read, by key."""
-        return {"caches": self.caches, "student.initial_weights": folders(self.student.initial_weights)}
+        folder = self.student.initial_folder
+        return {"caches": self.caches, "student.initial_weights": (folder,) if folder else ()}
 
     @model_validator(mode="after")
     def _one_length(self) -> "StudentSpec":

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from student_train.run_folder import TrainSummary
 from student_train.sources import idle_workers
 from student_train.worker import run_worker
 from teacher_cache.errors import UserError
-from teacher_cache.shell.ray_session import gpus_each, ray_session, tell_room
+from teacher_cache.shell.ray_session import gpus_each, ray_session, takes_gpu, tell_room
 from teacher_cache.shell.settings import parse, to_dict
 from teacher_cache.storage.store import Store, normal_url
 
@@ -32,6 +32,15 @@ SQLITE = "sqlite:///"
 RESIZED_START_S = 20
 """How long Ray Train waits for room for an elastic group: after a node's death it first asks for as many workers as
 before, and only then for as many as there is room for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What is known of a run before it starts."""
+
+    num_views: int
+    """To read: all workers must agree on it while more are being sealed."""
+    num_steps: int
 
 
 def train(spec: StudentSpec) -> TrainSummary:
@@ -44,10 +53,10 @@ def train(spec: StudentSpec) -> TrainSummary:
     execution = spec.execution
     if execution.num_workers == 0:
         torch.set_num_threads(max(execution.cpus_per_worker, torch.get_num_threads()))
-        device = torch.device("cuda" if execution.gpus_per_worker != 0 and torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if takes_gpu(execution.gpus_per_worker) else "cpu")
         with console(spec) as watcher:
             return run_worker(spec, device=device, show=watcher.show)
-    num_views = check(spec)
+    num_views = check(spec).num_views
     num_cpus = execution.max_workers * execution.cpus_per_worker + 1
     with ray_session(address=execution.address, num_cpus=num_cpus, log_to_driver=False), console(spec) as watcher:
         return _fit(spec, num_views, watcher)
@@ -66,8 +75,8 @@ def console(spec: StudentSpec) -> Iterator[Console]:
 def with_absolute_paths(spec: StudentSpec) -> StudentSpec:
     """The same, whatever folder a worker runs in: Ray Train gives each a folder of its own."""
     student, execution = spec.student, spec.execution
-    if student.initial_weights not in ("teacher", "random"):
-        student = replace(student, initial_weights=normal_url(student.initial_weights))
+    if student.initial_folder:
+        student = replace(student, initial_weights=normal_url(student.initial_folder))
     if execution.disk_cache is not None:
         execution = replace(execution, disk_cache=normal_url(execution.disk_cache))
     if execution.mlflow is not None and execution.mlflow.startswith(SQLITE):
@@ -77,10 +86,8 @@ def with_absolute_paths(spec: StudentSpec) -> StudentSpec:
     return replace(spec, caches=caches, output=normal_url(spec.output), student=student, execution=execution)
 
 
-def check(spec: StudentSpec) -> int:
+def check(spec: StudentSpec) -> Checked:
     """Builds all that a worker builds, before any worker is asked for, and looks for another run in the output.
-
-    Returns the number of views to read, which all workers must agree on while more are being sealed.
 
     Raises:
         UserError: what a worker would fail of.
@@ -92,7 +99,7 @@ def check(spec: StudentSpec) -> int:
             f"{num_idle} of {spec.execution.max_workers} workers will have nothing to read: a view has too few shards;"
             " lower execution.num_workers, or build with smaller units (unit_sequences)"
         )
-    return progress.num_views if progress else trainer.num_views
+    return Checked(num_views=progress.num_views if progress else trainer.num_views, num_steps=trainer.num_steps)
 
 
 def _fit(spec: StudentSpec, num_views: int, watcher: Console) -> TrainSummary:
@@ -142,8 +149,8 @@ def _fit(spec: StudentSpec, num_views: int, watcher: Console) -> TrainSummary:
         causes = [
             str(cause) for cause in getattr(error, "worker_failures", {}).values() if isinstance(cause, UserError)
         ]
-        cause = causes[0] if causes else str(error)
-        raise UserError(f"training failed; run it again to go on from its newest checkpoint\n{cause}") from None
+        cause = causes[0] if causes else f"training failed\n{error}"
+        raise UserError(f"{cause}\nrun it again to go on from its newest checkpoint") from None
     outcome: dict[str, Any] = result.return_value  # type: ignore[attr-defined]  # V2's Result has it
     if "error" in outcome:
         raise UserError(outcome["error"])

@@ -88,6 +88,11 @@ class RunLog:
         write_records(self._store, SUMMARY_KEY, [summary])
         self.tracker.finish()
 
+    def fail(self) -> None:
+        """Notes that the run cannot go on as it is; its last steps are what tells why."""
+        self.flush()
+        self.tracker.finish("FAILED")
+
     def close(self) -> None:
         self._writer.close()
         if self._temporary:

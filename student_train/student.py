@@ -60,8 +60,8 @@ def build_student(teacher_folder: Path, spec: StudentConfig) -> PreTrainedModel:
 
 def _starting_student(teacher_folder: Path, spec: StudentConfig) -> PreTrainedModel:
     teacher = _read_config(teacher_folder)
-    if spec.initial_weights not in ("teacher", "random"):
-        return _load_student(Path(spec.initial_weights), teacher, spec)
+    if spec.initial_folder:
+        return _load_student(Path(spec.initial_folder), teacher, spec)
     if spec.initial_weights == "random":
         return _new_model(_student_config(teacher, _num_layers(teacher.num_hidden_layers, spec), spec))
     layers = _teacher_layers(teacher.num_hidden_layers, spec)

@@ -97,10 +97,10 @@ class Tracker:
         if self._client is not None:
             self._try("log_artifacts", local_dir=str(folder), artifact_path="model")
 
-    def finish(self) -> None:
+    def finish(self, status: str = "FINISHED") -> None:
         if self._client is not None:
             self.flush()
-            self._try("set_terminated")
+            self._try("set_terminated", status=status)
 
     def _try(self, request: str, **arguments: Any) -> bool:
         """No run ends because nobody takes note of it."""

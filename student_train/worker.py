@@ -1,7 +1,6 @@
 """One worker's whole run: resume, train, checkpoint, export; plain torch, with or without Ray around it."""
 
 import platform
-import time
 from collections.abc import Callable
 
 import torch
@@ -23,6 +22,7 @@ from student_train.run_folder import (
 from student_train.run_log import RunLog, Show
 from student_train.sources import describe, views_line
 from student_train.tracking import Tracker
+from teacher_cache.errors import UserError
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
 
@@ -48,7 +48,7 @@ def run_worker(
     store = Store(spec.output)
     trainer.resume(store)
     log = _open_log(trainer, store, show) if trainer.rank.index == 0 else None
-    start, resumed = time.perf_counter(), trainer.num_consumed(trainer.progress)
+    resumed, resumed_s = trainer.num_consumed(trainer.progress), trainer.progress.seconds
 
     def on_step(report: StepReport) -> None:
         if log:
@@ -70,15 +70,23 @@ def run_worker(
         if log:
             show(views_line(trainer.caches, num_views=trainer.num_views, num_epochs=trainer.num_epochs))
         trainer.train(on_step, on_evaluation, after_step)
-        elapsed = time.perf_counter() - start
-        summary = _summary(trainer, log, (trainer.num_consumed(trainer.progress) - resumed) / elapsed)
+        num_sequences, seconds = trainer.num_consumed(trainer.progress) - resumed, trainer.progress.seconds - resumed_s
+        summary = _summary(trainer, log, num_sequences / seconds if seconds else 0.0)
         if log:
             log.flush()
             _finish(trainer, store, log, summary)
         return summary
     except DivergedError as error:
         diverged.save_batch(store, trainer, error.batch)
+        if log:
+            log.fail()
         raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"a worker's GPU is too small for this student: {' '.join(str(error).split()[:40])} …; lower"
+            f" execution.micro_batch_tokens, which is {spec.execution.micro_batch_tokens}, or set"
+            " execution.gradient_checkpointing: true"
+        ) from None
     finally:
         if log:
             log.close()

@@ -6,8 +6,8 @@
 All students learn for as many steps, and those of one cache and seed from the same sequences in the same order; one
 view differs from three once there is a second epoch. They are held against each other by masked-LM loss and accuracy on
 documents that none has seen and, with `--sst2`, fine-tuned. Caches and students lie in `--work`: what is finished there
-is not made again. `KEY=VALUE` are settings of all students, as of `student-train run`. Beside each row stands what
-DistilBERT's authors found, in points of the GLUE score (arXiv 1910.01108, table 4).
+is not made again. `KEY=VALUE` are settings of all students, as of `student-train run`. Each row has the bytes of its
+views a corpus token and what DistilBERT's authors found, in points of the GLUE score (arXiv 1910.01108, table 4).
 """
 
 import argparse
@@ -154,7 +154,8 @@ def _make_students(work: Path, variant: Variant, cache: Cache, options: argparse
     for seed in range(options.seeds):
         spec = make_spec(work, variant, cache, seed, options)
         num_epochs = options.steps * spec.batch_sequences / view["num_sequences"]
-        about = {"arm": variant.name, "seed": seed, "bytes": view["bytes_per_token"], "epochs": num_epochs}
+        num_bytes = variant.num_views * view["bytes_per_token"]
+        about = {"arm": variant.name, "seed": seed, "bytes": num_bytes, "epochs": num_epochs}
         found.append(about | {"folder": make_student(spec, variant)})
     return found
 
@@ -229,7 +230,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     transformers_logging.disable_progress_bar()
     options = parse()
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, output.errors():
         found = run(options, (options.work or Path(temporary)).resolve())
     output.show(found, render(found), as_json=options.json)
 

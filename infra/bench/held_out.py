@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from teacher_cache import open_cache
 from teacher_cache.corpus.sequences import sequences
+from teacher_cache.errors import UserError
 from teacher_cache.format.cache import Cache
 from teacher_cache.format.spec import KeepConfig, MaskingConfig
 from teacher_cache.inspect import info
@@ -115,8 +116,13 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="NAME=FOLDER")
     arguments = parser.parse_args()
     transformers_logging.disable_progress_bar()
-    cache = open_cache(arguments.cache)
-    rows = compare(dict(model.split("=", 1) for model in arguments.models), cache, arguments.text)
+    if bare := [model for model in arguments.models if "=" not in model]:
+        parser.error(f"{bare[0]} is no NAME=FOLDER")
+    try:
+        cache = open_cache(arguments.cache)
+        rows = compare(dict(model.split("=", 1) for model in arguments.models), cache, arguments.text)
+    except UserError as error:
+        parser.error(str(error))
     print(json.dumps({"models": rows, "cache": info(cache.url)}) if arguments.json else render(rows, info(cache.url)))
 
 

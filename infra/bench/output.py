@@ -1,17 +1,30 @@
 """What benchmarks print: figures with the machine and versions that they belong to."""
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from student_train.measuring import machine, versions
+from teacher_cache.errors import UserError
 
-__all__ = ["machine", "say", "show", "table_of", "versions"]
+__all__ = ["errors", "machine", "say", "show", "table_of", "versions"]
 
 
 def say(text: str) -> None:
     """To standard error: results alone go to standard output."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def errors() -> Iterator[None]:
+    """Ends the process with one line and status 2 at a user's mistake."""
+    try:
+        yield
+    except UserError as error:
+        say(f"error: {error}")
+        sys.exit(2)
 
 
 def show(found: dict[str, Any], table: str, *, as_json: bool) -> None:

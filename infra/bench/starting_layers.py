@@ -46,8 +46,8 @@ def choices(num_teacher: int, num_student: int) -> list[tuple[int, ...]]:
     Raises:
         UserError: none or too many.
     """
-    number = math.comb(num_teacher, num_student)
-    if not 0 < number <= MAX_CHOICES or num_student == 0:
+    number = math.comb(num_teacher, num_student) if num_student > 0 else 0
+    if not 0 < number <= MAX_CHOICES:
         raise UserError(
             f"--layers is {num_student}: of {num_teacher} teacher layers that are {number} choices; "
             f"they must be 1 to {MAX_CHOICES}"
@@ -109,10 +109,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     transformers_logging.disable_progress_bar()
-    try:
+    with output.errors():
         found = run(options)
-    except UserError as error:
-        parser.error(str(error))
     output.show(found, render(found["figures"]), as_json=options.json)
 
 

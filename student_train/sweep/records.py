@@ -34,7 +34,7 @@ from teacher_cache.storage.store import Store
 SWEEP_KEY, STOPPED_KEY = "sweep.json", "stopped.json"
 
 State = Literal["finished", "stopped early", "failed"]
-Criterion = Literal["total", "accuracy"]
+Criterion = Literal["total", "accuracy", "nothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +159,18 @@ def check_caches(trial: Trial) -> None:
 
 
 def criterion(trials: list[Trial]) -> Criterion:
-    """What students are compared by on the rows held out: where they differ in `loss` or caches, their totals mean
-    different things, and only the share of masked positions that they get right does not."""
-    judges = [(trial.spec.loss, trial.spec.caches) for trial in trials]
-    return "total" if all(judge == judges[0] for judge in judges) else "accuracy"
+    """What students are compared by on the rows held out; `nothing` where these are not the same rows. Where they
+    differ in `loss`, their totals mean different things, and only the share of masked positions that they get right
+    does not."""
+    if len({(trial.spec.caches, trial.spec.held_out_sequences) for trial in trials}) > 1:
+        return "nothing"
+    return "total" if all(trial.spec.loss == trials[0].spec.loss for trial in trials) else "accuracy"
 
 
 def score(held_out: dict[str, float], by: Criterion) -> float:
     """The lower the better; what is not a number is worst."""
+    if by == "nothing":
+        return 0.0
     value = held_out["total"] if by == "total" else -held_out["accuracy"]
     return math.inf if math.isnan(value) else value
 
@@ -205,4 +209,6 @@ def line(outcome: Outcome) -> str:
 def table(result: dict[str, Any]) -> str:
     """A sweep's result for a person to read: a trial a line, the best first."""
     lines = [line(Outcome(**trial)) for trial in result["trials"]]
-    return "\n".join([f"{result['output']}, best first by held-out {result['compared_by']}:", *lines])
+    by = result["compared_by"]
+    order = "not ranked, as other rows are held out from each" if by == "nothing" else f"best first by held-out {by}"
+    return "\n".join([f"{result['output']}, {order}:", *lines])

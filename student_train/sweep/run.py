@@ -26,7 +26,7 @@ from student_train.sweep import records
 from student_train.sweep.config import SweepConfig
 from student_train.sweep.halving import Rungs
 from student_train.sweep.records import Criterion, Outcome
-from student_train.sweep.trials import Trial, trials
+from student_train.sweep.trials import Trial, check_evaluations, trials
 from student_train.worker import run_worker
 from teacher_cache.errors import StoreError, UserError
 from teacher_cache.shell.ray_session import gpus_each, ray_session
@@ -68,7 +68,7 @@ def sweep(config: SweepConfig) -> SweepResult:
         else:
             missing.append(trial)
     say(f"{len(every)} students, {len(every) - len(missing)} of them done before")
-    num_views = {trial.name: _checked(trial) for trial in missing}
+    num_views = {trial.name: _checked(config, trial) for trial in missing}
     record = record or records.begin_sweep(store, config, num_views)
     by = records.criterion(every)
     errors = _train_all(config, every, missing, record.num_views, by) if missing else {}
@@ -77,11 +77,15 @@ def sweep(config: SweepConfig) -> SweepResult:
     return SweepResult(ok=ok, output=store.url, compared_by=by, trials=records.ranked(outcomes, by))
 
 
-def _checked(trial: Trial) -> int:
+def _checked(config: SweepConfig, trial: Trial) -> int:
+    """Views that a trial is to read."""
     try:
-        return check(trial.spec)
+        checked = check(trial.spec)
     except UserError as error:
         raise UserError(f"trial {trial.name}: {error}") from None
+    if config.scheduler == "asha":
+        check_evaluations(trial.name, trial.spec, checked.num_steps)
+    return checked.num_views
 
 
 def _train_all(

@@ -139,10 +139,15 @@ def _check_evaluated(name: str, spec: StudentSpec) -> None:
             f"trial {name}: held_out_sequences is 0, but scheduler: asha compares students on rows held out; "
             "set student.held_out_sequences, or scheduler: none"
         )
-    every, steps = spec.execution.evaluation_steps, spec.steps
-    if steps is not None and every >= steps:
+    if spec.steps is not None:
+        check_evaluations(name, spec, spec.steps)
+
+
+def check_evaluations(name: str, spec: StudentSpec, num_steps: int) -> None:
+    """Refuses a student that would be evaluated at its end only (UserError): scheduler: asha would stop none."""
+    if (every := spec.execution.evaluation_steps) >= num_steps:
         raise UserError(
-            f"trial {name}: execution.evaluation_steps is {every}, of {steps} steps, but scheduler: asha compares "
+            f"trial {name}: execution.evaluation_steps is {every}, of {num_steps} steps, but scheduler: asha compares "
             "students from a ninth of their steps on; lower student.execution.evaluation_steps"
         )
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from teacher_cache.config import ExecutionConfig
 from teacher_cache.errors import UserError
-from teacher_cache.shell.ray_session import gpus_each, ray_session, tell_room
+from teacher_cache.shell.ray_session import gpus_each, ray_session, takes_gpu, tell_room
 
 Item = dict[str, Any]
 WAVE_ITEMS = 10_000
@@ -41,9 +41,7 @@ class InProcess:
         yield from map(work, items)
 
     def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
-        import torch
-
-        on_gpu = torch.cuda.is_available() and self._execution.gpus_per_worker != 0
+        on_gpu = takes_gpu(self._execution.gpus_per_worker)
         work = None
         for item in items:
             work = work or worker(on_gpu=on_gpu, num_threads=self._num_threads, **arguments)

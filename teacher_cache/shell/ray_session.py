@@ -67,6 +67,22 @@ def ray_session(*, address: str | None, num_cpus: int, log_to_driver: bool) -> I
         ray.shutdown()
 
 
+def takes_gpu(wanted: float | None) -> bool:
+    """Whether work in this process, without Ray, is for a GPU: as wanted, or where there is one.
+
+    Raises:
+        UserError: one is wanted, and torch finds none.
+    """
+    import torch
+
+    if wanted and not torch.cuda.is_available():
+        raise UserError(
+            f"execution.gpus_per_worker is {wanted:g}, but torch {torch.__version__} finds no GPU here; set it to 0, or"
+            " install the driver and a torch for it"
+        )
+    return wanted != 0 and torch.cuda.is_available()
+
+
 def gpus_each(wanted: float | None, num_workers: int) -> float:
     """GPUs of a worker: as wanted, or one each where the connected cluster has any.
 

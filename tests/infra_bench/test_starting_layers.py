@@ -44,7 +44,7 @@ def test_all_layers_in_their_order_are_the_teacher_itself(cache, tmp_path):
     assert student["masked_lm"] == pytest.approx(teacher["masked_lm"], abs=1e-4)
 
 
-@pytest.mark.parametrize("number", ["0", "5"])
+@pytest.mark.parametrize("number", ["-1", "0", "5"])
 def test_more_layers_than_the_teacher_has_are_refused(number, cache, tmp_path):
     caches.make_corpus(tmp_path / "held-out.txt")
     done = run(cache.url, tmp_path / "held-out.txt", "--layers", number)

@@ -94,6 +94,7 @@ def test_too_large_a_learning_rate_is_seen_too(default_cache, tmp_path):
         train(spec)
     found = examine(str(tmp_path))
     assert found["step"] > 1
+    assert [report.step for report in read_run(Store(str(tmp_path))).steps] == list(range(1, found["step"]))
     assert found["num_not_finite"] > 0
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from student_train.launch import train
+from student_train.loop import Trainer
 from student_train.sources import idle_workers
 from teacher_cache.errors import UserError
 from teacher_cache.shell.settings import load
@@ -128,6 +129,39 @@ def test_numbers_of_workers_that_make_no_sense_are_refused(num_workers, message,
     path.write_text(f"caches: [unused]\noutput: unused\nexecution: {{num_workers: {num_workers}}}\n")
     with pytest.raises(UserError, match=message):
         load(runs.StudentSpec, str(path), [])
+
+
+def test_workers_of_one_student_share_no_gpu(tmp_path):
+    path = tmp_path / "student.yaml"
+    path.write_text("caches: [unused]\noutput: unused\nexecution: {num_workers: [1, 2], gpus_per_worker: 0.5}\n")
+    with pytest.raises(UserError, match=r"gpus_per_worker is 0\.5 for 2 workers of one student"):
+        load(runs.StudentSpec, str(path), [])
+    assert load(runs.StudentSpec, str(path), ["execution.num_workers=1"]).execution.gpus_per_worker == 0.5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_asked_for_and_not_there_is_told(default_cache, tmp_path):
+    with pytest.raises(UserError, match=r"gpus_per_worker is 1, but torch .* finds no GPU here; set it to 0"):
+        train(runs.make_spec(default_cache, tmp_path, execution=runs.make_execution(gpus_per_worker=1)))
+
+
+def test_a_micro_batch_too_large_for_a_gpu_is_one_message(default_cache, tmp_path, monkeypatch):
+    def train_on_a_small_gpu(self: Trainer, *callbacks: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+
+    monkeypatch.setattr(Trainer, "train", train_on_a_small_gpu)
+    with pytest.raises(
+        UserError, match=r"CUDA out of memory\. Tried .*lower execution\.micro_batch_tokens, which is 80"
+    ):
+        train(runs.make_spec(default_cache, tmp_path))
+
+
+def test_what_a_student_reads_names_no_folder_that_happens_to_be_here(default_cache, tmp_path, monkeypatch):
+    (tmp_path / "teacher").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert runs.make_spec(default_cache).reads["student.initial_weights"] == ()
+    from_folder = runs.make_spec(default_cache, student={"initial_weights": "before/model"})
+    assert from_folder.reads["student.initial_weights"] == ("before/model",)
 
 
 def test_least_and_most_workers(tmp_path: Path):

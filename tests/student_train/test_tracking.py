@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from student_train import tracking
-from student_train.config import StudentSpec
+from student_train.config import OptimizerConfig, StudentSpec
 from student_train.launch import train, with_absolute_paths
 from student_train.tracking import EXPERIMENT, flattened
 from student_train.worker import run_worker
@@ -68,6 +68,13 @@ def test_a_run_is_told_whole(default_cache, tmp_path, store):
     assert sorted(point.step for point in curve) == [1, 2, 3, 4]
     files = {item.path for item in client_of(store).list_artifacts(run.info.run_id, "model")}
     assert {"model/config.json", "model/model.safetensors", "model/README.md"} <= files
+
+
+def test_a_run_that_diverges_has_failed(default_cache, tmp_path, store):
+    with pytest.raises(UserError, match="is not finite"):
+        train(replace(spec_of(default_cache, tmp_path / "run", store), optimizer=OptimizerConfig(lr=1e30)))
+    (run,) = runs_in(store)
+    assert (run.info.status, run.data.metrics["lr"] > 1) == ("FAILED", True)
 
 
 def test_a_run_that_goes_on_is_the_same_run(default_cache, tmp_path, store):

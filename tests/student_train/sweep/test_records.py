@@ -119,7 +119,17 @@ def test_the_best_come_first(tmp_path):
     assert by_accuracy == ["nan", done.name, "good", "unknown", "failed"]
 
 
-def test_students_with_different_losses_or_caches_are_compared_by_accuracy():
+def test_students_are_compared_by_what_means_the_same_for_all(tmp_path):
     assert records.criterion(trials(make_config())) == "total"
     assert records.criterion(trials(make_config("sweep", {"loss.temperature": {"choose": [1, 2]}}))) == "accuracy"
-    assert records.criterion(trials(make_config("sweep", {"caches": {"choose": [["a"], ["b"]]}}))) == "accuracy"
+    for rows in ({"caches": {"choose": [["a"], ["b"]]}}, {"held_out_sequences": {"choose": [8, 9]}}):
+        assert records.criterion(trials(make_config("sweep", rows))) == "nothing"
+    done = records.outcome(make_trial(tmp_path))
+    others = [
+        replace(done, name=name, held_out={"total": total, "accuracy": total})
+        for name, total in (("b", 1.0), ("a", 2.0))
+    ]
+    assert [outcome.name for outcome in records.ranked(others, "nothing")] == ["a", "b"]
+    assert "sweep, not ranked, as other rows" in records.table(
+        {"output": "sweep", "compared_by": "nothing", "trials": []}
+    )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,20 @@ def test_a_student_that_does_not_fit_the_cache_is_named_before_any_starts(defaul
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(values))
     assert main(["sweep", str(tmp_path / "sweep.yaml")]) == 2
     assert "error: trial 001-num_layers=9: student.num_layers is 9, the teacher has 4" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_asha_refuses_students_that_are_evaluated_at_their_end_only(default_cache, tmp_path, capsys):
+    values = make_values(tmp_path / "sweep", {"seed": {"choose": [1, 2]}}, caches=[default_cache.url])
+    values |= {"scheduler": "asha"}
+    values["student"] |= {"epochs": 1, "steps": None, "held_out_sequences": 8}
+    values["student"]["execution"] |= {"evaluation_steps": 500}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(values))
+    assert main(["sweep", str(tmp_path / "sweep.yaml")]) == 2
+    message = capsys.readouterr().err
+    assert re.search(
+        r"error: trial 000-seed=1: execution.evaluation_steps is 500, of \d+ steps, but scheduler", message
+    )
     assert not (tmp_path / "sweep").exists()
 
 
