@@ -162,7 +162,7 @@ def _verify(options: argparse.Namespace) -> dict[str, Any]:
     if options.repair:
         from teacher_cache.pipeline import repair
 
-        return asdict(repair(options.url, execution=execution, progress=not options.json))
+        return asdict(repair(options.url, execution=execution, ask_teacher=options.teacher, progress=not options.json))
     from teacher_cache.format.cache import open_cache
     from teacher_cache.verify import verify
 

@@ -1,18 +1,20 @@
 """Whether a cache is whole: every object read, every digest checked, every row decoded; and its bad units mended."""
 
+import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from teacher_cache.errors import StoreError, UserError
-from teacher_cache.format import codebook, spec, teacher_files, token_counts
+from teacher_cache.format import codebook, manifest, sequences, spec, teacher_files, token_counts
 from teacher_cache.format.cache import Cache, open_cache
 from teacher_cache.format.manifest import Manifest, Shard
 from teacher_cache.format.sequences import Sequences
 from teacher_cache.inspect import sample
+from teacher_cache.storage.parallel import in_blocks
 
 SAMPLE_ROWS = 64
 """Rows of a view that the teacher is asked about again."""
@@ -56,6 +58,7 @@ def _verify(cache: Cache, *, ask_teacher: bool) -> Verification:
         problems.met(_check_origin, cache, sealed)
     is_sound = not problems.found  # but for shards; a damaged codebook would make all of them look bad
     bad_units = [(sealed.view, unit) for sealed in views for unit in _bad_units(cache, sealed, problems)]
+    _check_commits(cache, views, problems)
     return Verification(
         cache=cache.url,
         ok=not problems.found,
@@ -106,8 +109,21 @@ def _bad_units(cache: Cache, sealed: Manifest, problems: _Problems) -> Iterator[
 
 def _check_sequences(cache: Cache) -> None:
     for part in Sequences(cache.store).parts:
-        part.ref.fetch(cache.store)
+        part.ref.fetch(cache.store, remedy=sequences.PART_REMEDY)
         cache.store.drop_copy(part.ref.sha256)
+
+
+def _check_commits(cache: Cache, views: Sequence[Manifest], problems: _Problems) -> None:
+    """Reads all commits: no reader of sealed views needs them, but who copies the cache, or asks what it cost."""
+    store = cache.store
+    checks: list[Callable[[], Any]] = [
+        functools.partial(sequences.read_commit, store, file) for file in sorted(sequences.committed_files(store))
+    ]
+    for view in (sealed.view for sealed in views):
+        units = sorted(manifest.committed_units(store, view))
+        checks += [functools.partial(manifest.read_commit, store, view, unit, cache.fingerprint) for unit in units]
+    for _ in in_blocks(lambda number: problems.met(checks[number]), len(checks)):
+        pass
 
 
 def _check_origin(cache: Cache, sealed: Manifest) -> None:

@@ -61,8 +61,12 @@ def _expand(path: str) -> list[str]:
     with store_errors(path):
         filesystem, inner = url_to_fs(path)
         filesystem.invalidate_cache()  # a listing of earlier in this process would hide newer files
-        names = _glob(filesystem, inner, path) if has_magic(path) else [_one_file(filesystem, inner, path)]
-    return sorted(_url(filesystem, name) for name in names)
+        is_glob = has_magic(path) and not (isinstance(filesystem, LocalFileSystem) and os.path.isfile(inner))
+        names = _glob(filesystem, inner, path) if is_glob else [_one_file(filesystem, inner, path)]
+    urls = sorted(_url(filesystem, name) for name in names)
+    if chained := [url for url in urls if "::" in url]:
+        raise UserError(f"{chained[0]} would be read as a chained URL; rename it without ::")
+    return urls
 
 
 def _glob(filesystem: Any, inner: str, path: str) -> list[str]:

@@ -21,9 +21,9 @@ class ObjectRef:
     sha256: str
     num_bytes: int
 
-    def fetch(self, store: Store) -> Path:
-        """A local file with the object's checked bytes."""
-        return store.fetch(self.key, digest=self.sha256, num_bytes=self.num_bytes)
+    def fetch(self, store: Store, *, remedy: str | None = None) -> Path:
+        """A local file with the object's checked bytes: see `Store.fetch`."""
+        return store.fetch(self.key, digest=self.sha256, num_bytes=self.num_bytes, remedy=remedy)
 
 
 def put_content(store: Store, prefix: str, suffix: str, data: bytes) -> ObjectRef:

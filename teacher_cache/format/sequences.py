@@ -31,6 +31,7 @@ PART_SUFFIX = ".parquet"
 PART_KEY = re.compile(r"sequences/parts/\d+-\d+-[0-9a-f]{16}\.parquet")
 PART_SEQUENCES = 65_536
 ROW_GROUP_SEQUENCES = 1024
+PART_REMEDY = "restore it, or delete its folder sequences and run `teacher-cache build` again, which writes that anew"
 COMMIT_REMEDY = "move it away and run `teacher-cache build` again"
 _REF_FIELDS = ("key", "sha256", "num_bytes")
 _LABELS = {"label_positions": np.uint16, "label_ids": np.int32}

@@ -16,13 +16,14 @@ from teacher_cache.errors import UserError
 from teacher_cache.format import documents, parquet
 from teacher_cache.format.objects import ObjectRef
 from teacher_cache.format.refusal import refusing
+from teacher_cache.storage.disk_cache import disk_errors
 from teacher_cache.storage.store import Store, file_sha256
 
 if TYPE_CHECKING:  # torch and transformers are loaded only by who asks for more than the names of files
     from teacher_cache.targets.heads import Family, OutputHead
 
 MANIFEST_KEY = "teacher/manifest.json"
-REMEDY = f"move {MANIFEST_KEY} away and run `teacher-cache build` again, which writes the teacher's files anew"
+REMEDY = "delete its folder teacher and run `teacher-cache build` again, which writes that anew"
 MAX_SIZE = 2**24
 """Of a vocabulary, or a hidden size."""
 _FILE = re.compile(r"teacher/[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -93,19 +94,28 @@ class SavedTeacher:
             return head.to(dtype=torch.float32)
 
 
-def put(store: Store, folder: Path, *, check: Callable[[Path], None]) -> None:
-    """Copies a teacher's folder into the cache and seals it; does nothing where that is done.
+def put(store: Store, folder: Path, *, fingerprint: str, check: Callable[[Path], None]) -> None:
+    """Copies a teacher's folder into the cache of a fingerprint and seals it; does nothing where that is done.
 
     Builders with two versions of transformers write the same teacher in two ways, and the first of each file wins.
     Where other bytes are there, `check` is called with a folder of the files that will be listed; it raises if they are
     not of the same teacher.
+
+    Raises:
+        UserError: the teacher of another cache is sealed there, as where a `spec.json` was deleted and nothing else.
     """
     if store.exists(MANIFEST_KEY):
+        sealed = documents.parse(_manifest(store), name=f"{store.url}/{MANIFEST_KEY}", remedy=REMEDY)
+        if sealed.get("fingerprint", fingerprint) != fingerprint:
+            raise UserError(
+                f"{store.url} holds what was built of another cache (its teacher is that of {sealed['fingerprint']});"
+                " delete all of it, or choose another URL"
+            )
         return
     own = {f"teacher/{path.name}": path for path in sorted(folder.iterdir())}
     created = [store.create(key, path.read_bytes()) for key, path in own.items()]
     refs = [_ref(store, key, path, is_own) for (key, path), is_own in zip(own.items(), created, strict=True)]
-    data = documents.dump({"files": [asdict(ref) for ref in refs]})
+    data = documents.dump({"fingerprint": fingerprint, "files": [asdict(ref) for ref in refs]})
     if not all(created):
         check(_place_all(store, refs, documents.sha256(data)))
     store.create(MANIFEST_KEY, data)
@@ -145,13 +155,14 @@ def listed(store: Store) -> list[ObjectRef]:
 
 def _place_all(store: Store, refs: Sequence[ObjectRef], digest: str) -> Path:
     """A local folder of checked files; `digest` is that of their list."""
-    local = [ref.fetch(store) for ref in refs]
+    local = [ref.fetch(store, remedy=REMEDY) for ref in refs]
     if store.is_local:
         return Path(store.path("teacher"))
     folder = store.disk_cache / f"teacher-{digest[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for ref, path in zip(refs, local, strict=True):
-        _place(path, folder / ref.key.rsplit("/", 1)[1])
+    with disk_errors(store.disk_cache):
+        folder.mkdir(parents=True, exist_ok=True)
+        for ref, path in zip(refs, local, strict=True):
+            _place(path, folder / ref.key.rsplit("/", 1)[1])
     return folder
 
 
@@ -174,7 +185,12 @@ def _manifest(store: Store) -> bytes:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Puts a whole copy under a name, whoever else does the same."""
+    """Gives a file another name, whoever else does the same: no second copy of a teacher's weights."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copyfile(source, temporary)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # of a file system without hard links
+        shutil.copyfile(source, temporary)
     os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # where both were one file, renaming does nothing

@@ -11,6 +11,7 @@ from teacher_cache.format import spec as spec_file
 from teacher_cache.format import teacher_files
 from teacher_cache.format.refusal import refusing
 from teacher_cache.format.spec import CorpusIdentity, FileIdentity, Identity, TeacherIdentity
+from teacher_cache.storage.disk_cache import disk_errors
 from teacher_cache.storage.store import Store
 from teacher_cache.storage.urls import redacted
 
@@ -42,7 +43,8 @@ def save_teacher(loaded: "LoadedTeacher", config: TeacherConfig, folder: Path) -
     """Saves a teacher to `folder`; its identity, and its tokenizer's digest."""
     from teacher_cache import teacher as teachers
 
-    teachers.save_teacher(loaded, folder)
+    with disk_errors(folder):
+        teachers.save_teacher(loaded, folder)
     identity = TeacherIdentity(sha256=teachers.teacher_sha256(folder), dtype=config.dtype)
     return identity, teachers.tokenizer_sha256(loaded.tokenizer)
 
@@ -87,4 +89,4 @@ def declare(store: Store, identity: Identity, teacher: TeacherConfig, urls: Sequ
         if found != (identity.teacher.sha256, identity.corpus.tokenizer_sha256):
             raise UserError(refusal)
 
-    teacher_files.put(store, folder, check=check)
+    teacher_files.put(store, folder, fingerprint=identity.fingerprint, check=check)

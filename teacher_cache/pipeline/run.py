@@ -71,6 +71,8 @@ def extend(url: str, *, views: int, execution: ExecutionConfig, progress: bool =
         UserError: there is no cache, it was never tokenised, or it is of a task; or units that the teacher could not
             do.
     """
+    if views < 1:
+        raise UserError(f"views is {views}: how many there are to be, those that are there included; give 1 or more")
     start = time.perf_counter()
     with opened(url, execution, progress=progress) as job:
         if job.identity.task:
@@ -78,7 +80,7 @@ def extend(url: str, *, views: int, execution: ExecutionConfig, progress: bool =
         return finish_views(job, views, start)
 
 
-def repair(url: str, *, execution: ExecutionConfig, progress: bool = True) -> Verification:
+def repair(url: str, *, execution: ExecutionConfig, ask_teacher: bool = False, progress: bool = True) -> Verification:
     """Verifies a cache, asks its teacher again about units that are damaged, and verifies once more.
 
     A unit that comes back with the same bytes is healed where it lies; others get into a new generation of the view's
@@ -87,9 +89,9 @@ def repair(url: str, *, execution: ExecutionConfig, progress: bool = True) -> Ve
     Raises:
         UserError: more than shards is damaged, or the teacher fails.
     """
-    found = verify(open_cache(url))
+    found = verify(open_cache(url), ask_teacher=ask_teacher)
     if not found.bad_units:
         return found
     with opened(url, execution, progress=progress) as job:
         repair_views(job, found.bad_units)
-    return verify(open_cache(url))
+    return verify(open_cache(url), ask_teacher=ask_teacher)

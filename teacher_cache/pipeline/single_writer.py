@@ -18,7 +18,9 @@ from teacher_cache.storage.store import Store
 
 CLAIM_KEY = "writer.json"
 BEAT_S, STALE_S = 30.0, 300.0
-"""How often a builder says that it is alive, and after how long silence it is taken for dead."""
+"""How often a builder says that it is alive, and after how long silence it may be dead."""
+WATCH_BEATS = 2
+"""For so many a claim that seems void is watched: the clock by which it was dated may be another than ours."""
 SETTLE_S = 2.0
 """For another's claim of the same moment to show."""
 
@@ -78,13 +80,27 @@ def _claimed(store: Store) -> Iterator[None]:
 
 def _refuse_if_claimed(store: Store) -> None:
     there = _read(store)
+    if not there:
+        return
     silent_s = time.time() - there.get("time", 0)
-    if silent_s < STALE_S:
+    if 0 <= silent_s < STALE_S or _lives(store, there):
         raise UserError(
             f"{store.url}: another builder is at work ({there.get('host')}, process {there.get('process')}, last heard "
-            f"of {silent_s:.0f} s ago) and this store cannot tell two apart; wait for it, or, if it is dead, "
+            f"of {max(0, silent_s):.0f} s ago) and this store cannot tell two apart; wait for it, or, if it is dead, "
             f"{STALE_S:.0f} s or delete {store.url}/{CLAIM_KEY}"
         )
+
+
+def _lives(store: Store, claim: dict[str, Any]) -> bool:
+    """Whether the builder who made a claim renews it."""
+    watch_s = WATCH_BEATS * BEAT_S
+    print(f"{store.url}: its last builder seems dead; its claim is watched for {watch_s:.0f} s", file=sys.stderr)
+    deadline = time.monotonic() + watch_s
+    while time.monotonic() < deadline:
+        time.sleep(BEAT_S / 10)
+        if (now := _read(store)) != claim:
+            return bool(now)
+    return False
 
 
 def _claim(store: Store, owner: str) -> None:

@@ -41,7 +41,9 @@ class _View:
     def __init__(self, job: Job, view: int) -> None:
         self._job, self.view = job, view
         generation = manifest.newest_generation(job.store, view)
-        self.sealed = None if generation is None else manifest.read(job.store, view, generation)
+        self.sealed: Manifest | None = None
+        if generation is not None:
+            self.sealed = manifest.read(job.store, view, generation, fingerprint=job.identity.fingerprint)
         self.pending = [] if self.sealed else _in_order(job, view)
         self.num_committed = job.num_units - len(self.pending)
         self.failed: set[int] = set()

@@ -14,7 +14,7 @@ def render(plan: dict[str, Any]) -> str:
     """Sections of a plan's plain values."""
     return "\n\n".join(
         [
-            f"plan of {plan['cache']}, of which nothing is written yet",
+            f"plan of {plan['cache']}; nothing is written",
             command.pairs(_corpus(plan) | _positions(plan)),
             _sizes(plan),
             command.pairs(_time(plan) | _price(plan)),

@@ -1,5 +1,6 @@
 """An even spread of slices of a large corpus, as small local files that the corpus code reads like any other."""
 
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,13 +23,14 @@ SLICE_BYTES = 2**20
 MOST_UNLIKE = 1.25
 """Bytes of the beginning of a compressed file may be so much more text than others."""
 _FED_BYTES = 4096
+LONGEST_WORD = 512
+"""Bytes; text that goes on for longer has no spaces."""
+_SPACE, _CHARACTER = re.compile(rb"\s"), re.compile(rb"[^\x80-\xbf]")
 _DECODERS: dict[str, Callable[[], Any]] = {
     "gzip": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
     "zstd": lambda: zstandard.ZstdDecompressor().decompressobj(),
 }
 """Unlike Arrow's decoder, these give what there is of a file cut short."""
-_SEPARATORS = {"text": b" ", "text_file": b" ", "jsonl": b"\n"}
-"""Where a slice may begin and end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ def _of_text(file: StoredFile, offsets: Sequence[int], folder: Path) -> Iterator
     read = _from_the_beginning(file, len(offsets), codec) if codec else _around(file, offsets)
     path = folder / f"slice.{file.format}"
     for data, num_bytes, is_first, is_last in read:
-        whole = without_ends(data, _SEPARATORS[file.format], is_first=is_first, is_last=is_last)
+        whole = without_ends(data, file.format, is_first=is_first, is_last=is_last)
         path.write_bytes(whole)
         yield Slice(path=path, file=file, num_bytes=num_bytes * len(whole) / max(len(data), 1))
 
@@ -92,9 +94,14 @@ Read = Iterator[tuple[bytes, float, bool, bool]]
 
 def _around(file: StoredFile, offsets: Sequence[int]) -> Read:
     for offset in offsets:
-        start, stop = max(0, offset - SLICE_BYTES // 2), min(file.num_bytes, offset + SLICE_BYTES // 2)
-        data = _range(file, start, stop)
-        yield data, len(data), start == 0, stop == file.num_bytes
+        size = SLICE_BYTES
+        while True:
+            start, stop = max(0, offset - size // 2), min(file.num_bytes, offset + size // 2)
+            data, is_first, is_last = _range(file, start, stop), start == 0, stop == file.num_bytes
+            if (is_first and is_last) or without_ends(data, file.format, is_first=is_first, is_last=is_last):
+                break
+            size *= 4  # a line of JSON may be a book
+        yield data, len(data), is_first, is_last
 
 
 def _from_the_beginning(file: StoredFile, num_slices: int, codec: str) -> Read:
@@ -144,11 +151,21 @@ def share_of_file(stored: bytes, codec: str, *, text_bytes: int, used: int, file
     return share if share < MOST_UNLIKE * used else used
 
 
-def without_ends(data: bytes, separator: bytes, *, is_first: bool, is_last: bool) -> bytes:
-    """A slice without what a separator cuts off at its ends, but for those that are the file's own."""
-    start = 0 if is_first else data.find(separator) + 1
-    stop = len(data) if is_last else data.rfind(separator) + 1
-    return data[start:stop]
+def without_ends(data: bytes, format: str, *, is_first: bool, is_last: bool) -> bytes:
+    """A slice without what is cut in two at ends that are not the file's own: a line of JSON; a word of text, or where
+    a language has no spaces, a character."""
+    if format == "jsonl":
+        start, stop = data.find(b"\n") + 1, data.rfind(b"\n") + 1
+    else:
+        start = _beginnings(data[:LONGEST_WORD])[0]
+        stop = max(0, len(data) - LONGEST_WORD) + _beginnings(data[-LONGEST_WORD:])[-1]
+    return data[0 if is_first else start : len(data) if is_last else stop]
+
+
+def _beginnings(data: bytes) -> list[int]:
+    """Where words begin, or in text without spaces characters."""
+    words = [space.end() for space in _SPACE.finditer(data)]
+    return words or [character.start() for character in _CHARACTER.finditer(data)] or [0]
 
 
 def _of_parquet(file: StoredFile, offsets: Sequence[int], folder: Path) -> Iterator[Slice]:

@@ -69,8 +69,12 @@ def from_overrides(spec_type: type[Spec], overrides: Sequence[str]) -> Spec:
         UserError: an override is malformed, or a value is refused.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    values: Any = OmegaConf.to_container(_overridden(OmegaConf.create({}), overrides), resolve=True)
+    try:
+        values: Any = OmegaConf.to_container(_overridden(OmegaConf.create({}), overrides), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the command line cannot be read: {error}") from None
     return parse(spec_type, values, source="command line")
 
 

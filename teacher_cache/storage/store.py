@@ -192,26 +192,26 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self.attempt(f"deleting {prefix}", lambda: self.fs.rm(path, recursive=True))
 
-    def fetch(self, key: str, *, digest: str, num_bytes: int) -> Path:
+    def fetch(self, key: str, *, digest: str, num_bytes: int, remedy: str | None = None) -> Path:
         """A local file with the object's bytes, checked against `digest` once per process; to be opened at once.
 
         A local store's own file is checked where it lies; others are downloaded to the disk cache, and a copy there
         that fails its check is downloaded again.
 
         Raises:
-            UserError: the object is missing or its bytes are not those that `digest` names.
+            UserError: the object is missing or its bytes are not those that `digest` names; says what to do, by default
+                to verify the cache.
         """
+        remedy = remedy or f"run `teacher-cache verify {self.url}`"
         known = self._verified.get(digest)
         if known is not None and (self.is_local or self._copies.touch(known)):
             return known
         try:
             path = self._checked(key, digest) if self.is_local else self._downloaded(key, digest, num_bytes)
         except FileNotFoundError:
-            raise UserError(f"{self.url}/{key} is missing; run `teacher-cache verify {self.url}`") from None
+            raise UserError(f"{self.url}/{key} is missing; {remedy}") from None
         if path is None:
-            raise UserError(
-                f"{self.url}/{key} is damaged: its SHA-256 is not {digest}; run `teacher-cache verify {self.url}`"
-            )
+            raise UserError(f"{self.url}/{key} is damaged: its SHA-256 is not {digest}; {remedy}")
         self._verified[digest] = path
         return path
 

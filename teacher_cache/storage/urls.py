@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from teacher_cache.errors import UserError
 
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
+_NO_PLACE = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:/(?!/[^/]).*")
+"""A scheme without a bucket, or with a slash lost: as a path, it would be a folder called `s3:`."""
 _QUERY_SECRET = re.compile(
     r"(?i)([?&][\w-]*(?:signature|sig|token|credential|accesskeyid|password|secret)=)[^&\s\"')]+"
 )
@@ -16,8 +18,11 @@ def normal_url(url: str) -> str:
     """Local paths become absolute (workers run elsewhere), URLs lose a trailing slash.
 
     Raises:
-        UserError: the URL carries a password or a query, such as a signature; it would be written into the cache.
+        UserError: the URL names no place; or it carries a password or a query, such as a signature, which would be
+            written into the cache.
     """
+    if _NO_PLACE.fullmatch(url):
+        raise UserError(f"{url!r} is no folder and no URL; write scheme://bucket/prefix, or a folder as ./{url}")
     if "://" in url and not url.startswith("file://"):
         _refuse_secrets(url)
         return url.rstrip("/")

@@ -111,6 +111,7 @@ def _is_there(target: Store, ref: ObjectRef) -> bool:
 def _stages(source: Cache, views: Sequence[Manifest]) -> Iterator[Sequence[Item]]:
     """Objects in the order in which they may appear: each stage lists or needs only what came before."""
     store, built_from = source.store, views[0].digests
+    sequence_list = _named(store, sequences.MANIFEST_KEY, built_from.sequences)
     yield [_named(store, spec.KEY, built_from.spec)]  # claims the place
     yield teacher_files.listed(store)
     yield [_named(store, teacher_files.MANIFEST_KEY, built_from.teacher)]
@@ -118,7 +119,7 @@ def _stages(source: Cache, views: Sequence[Manifest]) -> Iterator[Sequence[Item]
     yield from _blocks(store.list("sequences/commits"))
     if built_from.token_counts:
         yield [_named(store, token_counts.KEY, built_from.token_counts)]
-    yield [_named(store, sequences.MANIFEST_KEY, built_from.sequences)]
+    yield [sequence_list]
     if built_from.codebook:
         yield [_named(store, codebook.KEY, built_from.codebook)]
     for sealed in views:

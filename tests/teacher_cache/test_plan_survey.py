@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from teacher_cache.config import CorpusConfig
 from teacher_cache.errors import UserError
@@ -105,6 +107,19 @@ class TestSampling:
         assert abs(found.num_tokens / true.num_tokens - 1) <= found.relative_error
         assert found.num_sequences == pytest.approx(true.num_sequences, rel=0.15)
 
+    def test_text_without_spaces_is_sampled(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.txt"
+        path.write_text("日本語" * 20 * SLICE_BYTES)
+        true, found = (surveyed([path], is_sampled=sampled).figures for sampled in (False, True))
+        assert found.num_tokens == pytest.approx(true.num_tokens, rel=0.05)
+
+    def test_lines_of_json_may_be_longer_than_a_slice(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl"
+        text = " ".join(random.Random(0).choices(families.WORDS, k=SLICE_BYTES))
+        path.write_text((json.dumps({"text": text}) + "\n") * 40)
+        true, found = (surveyed([path], is_sampled=sampled).figures for sampled in (False, True))
+        assert found.num_tokens == pytest.approx(true.num_tokens, rel=0.05)
+
     def test_the_error_is_of_95_percent(self, tmp_path: Path) -> None:
         """Of 25 corpora, 3 or fewer lie outside: more come by chance once in 30 such tests."""
         outside = 0
@@ -140,8 +155,17 @@ class TestPieces:
 
     def test_ends_are_cut_where_a_line_ends(self) -> None:
         data = b"ne 1\nline 2\nli"
-        assert without_ends(data, b"\n", is_first=False, is_last=False) == b"line 2\n"
-        assert without_ends(data, b"\n", is_first=True, is_last=True) == data
+        assert without_ends(data, "jsonl", is_first=False, is_last=False) == b"line 2\n"
+        assert without_ends(data, "jsonl", is_first=True, is_last=True) == data
+
+    @given(text=st.text(), cut=st.tuples(st.integers(0, 50), st.integers(0, 50)))
+    def test_no_character_is_cut_in_two(self, text: str, cut: tuple[int, int]) -> None:
+        data = text.encode()[cut[0] :][: -cut[1] or None]
+        assert without_ends(data, "text", is_first=False, is_last=False).decode() in text
+
+    def test_words_stay_whole_where_there_are_spaces(self) -> None:
+        assert without_ends(b"rst second third fou", "text", is_first=False, is_last=False) == b"second third "
+        assert without_ends("日本語".encode()[1:-1], "text", is_first=False, is_last=False).decode() == "本"
 
     @pytest.mark.parametrize(("codec", "kind"), [("gzip", "gz"), ("zstd", "zst")])
     def test_the_beginning_of_a_compressed_file_is_read(self, codec: str, kind: str) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from student_train.config import StudentSpec
-from teacher_cache.config import CacheSpec
+from teacher_cache.config import CacheSpec, ExecutionConfig
 from teacher_cache.errors import UserError
-from teacher_cache.shell.settings import load, parse, to_dict
+from teacher_cache.shell.settings import from_overrides, load, parse, to_dict
 
 CACHE: dict[str, Any] = {"cache": "here", "corpus": {"paths": ["a.txt"]}, "teacher": {"model": "bert"}}
 STUDENT: dict[str, Any] = {"caches": ["here"], "output": "there"}
@@ -76,6 +76,12 @@ def test_a_missing_environment_variable_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("A_BUCKET", raising=False)
     with pytest.raises(UserError, match=r"cache.yaml cannot be read: .*A_BUCKET"):
         load(CacheSpec, write(tmp_path, "cache: ${oc.env:A_BUCKET}\n"))
+
+
+def test_a_missing_environment_variable_on_the_command_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("A_NUMBER", raising=False)
+    with pytest.raises(UserError, match=r"the command line cannot be read: .*A_NUMBER"):
+        from_overrides(ExecutionConfig, ["num_workers=${oc.env:A_NUMBER}"])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

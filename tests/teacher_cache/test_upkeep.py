@@ -191,9 +191,10 @@ class TestCopy:
             copy(source, str(tmp_path / "copy"))
         assert not list((tmp_path / "copy").glob("manifests/*"))
 
-    def test_a_missing_object_is_named(self, spec: CacheSpec, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("pattern", ["shards/00001/*.labels.parquet", "sequences/manifest.parquet"])
+    def test_a_missing_object_is_named(self, pattern: str, spec: CacheSpec, tmp_path: Path) -> None:
         source = open_cache(str(own(spec, tmp_path / "source")))
-        missing = sorted((tmp_path / "source").glob("shards/00001/*.labels.parquet"))[0]
+        missing = sorted((tmp_path / "source").glob(pattern))[0]
         missing.unlink()
         with pytest.raises(UserError, match=rf"{missing} is missing; run `teacher-cache verify {source.url}`"):
             copy(source, str(tmp_path / "copy"))

@@ -38,6 +38,11 @@ class TestResolve:
         assert resolve(["a.TXT.GZ"], "auto") == resolve(["./*"], "auto") == expected
         assert resolve([f"file://{tmp_path}/a.TXT.GZ"], "auto") == expected
 
+    def test_a_file_may_be_called_like_a_glob(self, tmp_path: Path) -> None:
+        for name in ("w[1].txt", "w1.txt"):
+            write(tmp_path / name, "x")
+        assert resolve([f"{tmp_path}/w[1].txt"], "auto") == [(f"{tmp_path}/w[1].txt", "text")]
+
     def test_a_given_format_goes_before_the_extension(self, tmp_path: Path) -> None:
         write(tmp_path / "a.log", "x")
         assert resolve([f"{tmp_path}/a.log"], "text_file") == [(f"{tmp_path}/a.log", "text_file")]
@@ -53,11 +58,12 @@ class TestResolve:
             (["{0}/a.txt", "{0}/../{1}/a.txt"], r"name .*a\.txt more than once"),
             (["{}/b.log"], r"b\.log: .* \.txt, \.jsonl, \.ndjson, \.parquet, .* set corpus\.format"),
             (["zip://a.txt::{}/a.zip"], "chained URL"),
+            (["{}/c*"], r"c::d\.log would be read as a chained URL; rename it without ::"),
             (["nostore://a.txt"], r"nostore://a\.txt: Protocol not known"),
         ],
     )
     def test_refuses(self, paths: list[str], message: str, tmp_path: Path) -> None:
-        for name in ("a.txt", "b.log"):
+        for name in ("a.txt", "b.log", "c::d.log"):
             write(tmp_path / name, "x")
         with pytest.raises(UserError, match=message):
             resolve([path.format(tmp_path, tmp_path.name) for path in paths], "auto")

@@ -184,7 +184,8 @@ def teacher_row(folder: Path, spec: Identity) -> tuple[Row, torch.Tensor]:
 def cache_of_teacher(tmp_path: Path, spec_: Identity) -> tuple[Cache, torch.Tensor]:
     store = Store(str(tmp_path / "taught"))
     spec.create_or_check(store, spec_, {})
-    teacher_files.put(store, save_pretrained(tmp_path / "teacher"), check=lambda _: None)
+    teacher = save_pretrained(tmp_path / "teacher")
+    teacher_files.put(store, teacher, fingerprint=spec_.fingerprint, check=lambda _: None)
     row, logits = teacher_row(tmp_path / "teacher", spec_)
     put_view(store, 0, [[row]], spec_)
     return open_cache(store.url), logits

@@ -128,7 +128,7 @@ def test_a_name_that_leaves_its_folder_is_refused_and_nothing_is_written(
 ) -> None:
     files = fsspec.filesystem("memory")
     files.pipe({"/hostile/teacher/manifest.json": listing(**changes), "/hostile/teacher/config.json": b"{}"})
-    with pytest.raises(UserError, match=r"teacher/manifest\.json is refused: .* is no file of a teacher; move"):
+    with pytest.raises(UserError, match=r"teacher/manifest\.json is refused: .* is no file of a teacher; delete"):
         fetch(Store("memory://hostile", disk_cache=tmp_path / "copies"))
     assert not list(tmp_path.rglob("outside*"))
     assert not (tmp_path / "copies").exists()
@@ -226,7 +226,7 @@ def test_a_head_of_other_sizes_is_refused(cache: Cache, name: str, spoil: Any) -
 )
 def test_a_configuration_that_cannot_be_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "config.json").write_bytes(data)
-    with pytest.raises(UserError, match=r"config\.json .*; move teacher/manifest\.json away and run"):
+    with pytest.raises(UserError, match=r"config\.json .*; delete its folder teacher and run"):
         _ = SavedTeacher(tmp_path).hidden_size
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,21 @@ class TestRefusedBeforeTheTeacherIsAsked:
         self.refused(make_spec(), "is not UTF-8")
         corpus.write_text(text)
         assert run(make_spec()).num_units_built == 5
+
+
+class TestLeftovers:
+    def test_what_is_left_of_another_cache_is_never_built_on(self, make_spec: MakeSpec) -> None:
+        """A build that died while it tokenised, whose spec alone was deleted."""
+        spec = make_spec()
+        run(spec)
+        for name in ("spec.json", "sequences/manifest.parquet"):
+            Path(spec.cache, name).unlink()
+        for name in ("commits", "manifests", "shards"):
+            shutil.rmtree(Path(spec.cache, name))
+        with pytest.raises(UserError, match=r"holds what was built of another cache .*; delete all of it, or choose"):
+            run(make_spec(corpus={"sequence_length": 12}))
+        Path(spec.cache, "spec.json").unlink()
+        assert run(spec).num_units_built == 5, "of its own leftovers it goes on"
 
 
 class TestTeacherOfAnotherBuilder:

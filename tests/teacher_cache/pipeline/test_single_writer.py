@@ -68,13 +68,25 @@ def test_a_second_builder_is_refused_while_the_first_lives(tmp_path: Path) -> No
         pass
 
 
-def test_a_builder_that_died_is_waited_for_and_then_followed(tmp_path: Path) -> None:
+def test_a_builder_that_died_is_waited_for_and_then_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single_writer, "BEAT_S", 0.01)
     claim(tmp_path, age_s=STALE_S - 10)
     message = r"\(elsewhere, process 1, last heard of (29\d|300) s ago\)"
     with pytest.raises(UserError, match=message), writable(str(tmp_path)):
         pass
-    claim(tmp_path, age_s=STALE_S + 10)
-    with writable(str(tmp_path)):
+    for age_s in (STALE_S + 10, -3600):
+        claim(tmp_path, age_s=age_s)
+        with writable(str(tmp_path)):
+            pass
+
+
+@pytest.mark.parametrize("age_s", [STALE_S + 10, -3600])
+def test_a_builder_that_lives_by_another_clock_is_not_taken_for_dead(
+    age_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single_writer.time, "sleep", lambda _: claim(tmp_path, age_s=age_s - 30))
+    claim(tmp_path, age_s=age_s)
+    with pytest.raises(UserError, match=r"another builder is at work \(elsewhere"), writable(str(tmp_path)):
         pass
 
 

@@ -1,12 +1,10 @@
-"""Units that fail, die, or are another builder's; views added later; damage mended."""
+"""Units that fail, die, or are another builder's; views added later."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-from teacher_cache import UserError, build, open_cache, pipeline, units
-from teacher_cache.config import CacheSpec, ExecutionConfig
+from teacher_cache import UserError, open_cache, pipeline
+from teacher_cache.config import CacheSpec
 from teacher_cache.errors import Interrupted
 from teacher_cache.format import attempts, manifest
 from teacher_cache.format.row import Row
-from teacher_cache.pipeline import BuildSummary, views
+from teacher_cache.pipeline import views
 from teacher_cache.pipeline.workers import UnitWorker
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.storage.store import Store
 from teacher_cache.verify import verify
 from tests.caches import make_spec
 from tests.disks import grow, small_disk
-
-IN_PROCESS = ExecutionConfig(num_workers=0, gpus_per_worker=0)
-UNIT = 2
-"""Of five; the one that is in trouble."""
+from tests.teacher_cache.builds import run, shard_digests
+from tests.teacher_cache.pipeline.asking import IN_PROCESS, UNIT, asked, fails_at, marks
 
 
 @pytest.fixture
@@ -43,45 +39,6 @@ def reference(tmp_path: Path) -> CacheSpec:
     made = make_spec(tmp_path / "reference")
     run(made)
     return made
-
-
-def run(spec: CacheSpec) -> BuildSummary:
-    return build(spec, progress=False)
-
-
-def digests(cache: str, view: int = 0) -> list[tuple[str, str]]:
-    shards = open_cache(cache).manifest(view).shards
-    return [(shard.labels.sha256, shard.hidden.sha256) for shard in shards if shard.hidden]
-
-
-def marks(cache: str) -> dict[int, list[str]]:
-    return attempts.marks(Store(cache), 0)
-
-
-@contextmanager
-def asked(answer: Callable[[int, int, list[Row]], list[Row]] | None = None) -> Iterator[list[tuple[int, int]]]:
-    """Lists unit and micro-batch tokens of each time the teacher is asked; `answer` may change what it says."""
-    calls: list[tuple[int, int]] = []
-    real = units.ask_unit
-
-    def ask_unit(masked: units.MaskedUnit, **arguments: Any) -> list[Row]:
-        unit = masked[0][0].sequence_id // 8
-        calls.append((unit, arguments["batch_tokens"]))
-        rows = real(masked, **arguments)
-        return answer(unit, len(calls), rows) if answer else rows
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(units, "ask_unit", ask_unit)
-        yield calls
-
-
-def fails_at(unit: int, error: Exception) -> Callable[[int, int, list[Row]], list[Row]]:
-    def answer(asked_unit: int, _: int, rows: list[Row]) -> list[Row]:
-        if asked_unit == unit:
-            raise error
-        return rows
-
-    return answer
 
 
 class TestPoison:
@@ -102,7 +59,7 @@ class TestPoison:
         with asked() as calls:
             assert run(spec).num_units_built == 1
         assert calls == [(UNIT, 16384)], "given up in one build is not given up for ever"
-        assert digests(spec.cache) == digests(reference.cache)
+        assert shard_digests(spec.cache) == shard_digests(reference.cache)
         assert marks(spec.cache) == {}
 
     def test_a_unit_that_fits_a_smaller_micro_batch_is_no_failure(self, spec: CacheSpec) -> None:
@@ -150,7 +107,7 @@ class TestPoison:
             with asked() as calls:
                 run(spec)
             assert len(calls) == 5 - num_committed
-            assert digests(spec.cache) == digests(reference.cache)
+            assert shard_digests(spec.cache) == shard_digests(reference.cache)
             assert verify(open_cache(spec.cache)).ok
 
     def test_a_store_that_fails_ends_the_build_at_the_first_unit(self, spec: CacheSpec) -> None:
@@ -193,7 +150,7 @@ class TestDeath:
         with asked() as calls:
             run(spec)
         assert calls == [(UNIT, 16384)]
-        assert digests(spec.cache) == digests(reference.cache)
+        assert shard_digests(spec.cache) == shard_digests(reference.cache)
 
     def test_marks_of_a_builder_that_commits_soon_are_no_failure(self, spec: CacheSpec, reference: CacheSpec) -> None:
         """As four builders that begin at one moment: the last to come to a unit finds three marks on it."""
@@ -212,7 +169,7 @@ class TestDeath:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(views.time, "sleep", others_commit)
             run(spec)
-        assert digests(spec.cache) == digests(reference.cache)
+        assert shard_digests(spec.cache) == shard_digests(reference.cache)
 
     def test_an_interrupt_while_failed_units_are_looked_at_leaves_them_to_the_next_build(self, spec: CacheSpec) -> None:
         attempts.begin(Store(spec.cache), view=0, unit=UNIT, run="dead")
@@ -245,7 +202,7 @@ class TestUnitsOfOthers:
         with asked(another_finishes) as calls:
             assert run(spec).num_units_built == 1
         assert len(calls) == 1
-        assert digests(spec.cache) == digests(reference.cache)
+        assert shard_digests(spec.cache) == shard_digests(reference.cache)
 
 
 class TestPool:
@@ -286,8 +243,14 @@ class TestExtend:
         before = {path: path.read_bytes() for path in Path(spec.cache).rglob("*") if path.is_file()}
         summary = pipeline.extend(spec.cache, views=3, execution=IN_PROCESS, progress=False)
         assert (summary.num_views, summary.num_units_built) == (3, 10)
-        assert [digests(spec.cache, view) for view in range(3)] == [digests(reference.cache, view) for view in range(3)]
+        assert [shard_digests(spec.cache, view) for view in range(3)] == [
+            shard_digests(reference.cache, view) for view in range(3)
+        ]
         assert {path: path.read_bytes() for path in before} == before
+
+    def test_no_view_is_nothing_to_ask_for(self, spec: CacheSpec) -> None:
+        with pytest.raises(UserError, match=r"views is 0: .*; give 1 or more"):
+            pipeline.extend(spec.cache, views=0, execution=IN_PROCESS)
 
     def test_a_cache_with_as_many_views_is_left_alone(self, spec: CacheSpec) -> None:
         run(spec)
@@ -301,86 +264,6 @@ class TestExtend:
         Path(spec.cache, lacking).unlink()
         with pytest.raises(UserError, match=r"is at its beginning; run `teacher-cache build`"):
             pipeline.extend(spec.cache, views=2, execution=IN_PROCESS, progress=False)
-
-
-def only(cache: str, pattern: str) -> Path:
-    (path,) = Path(cache).glob(pattern)
-    return path
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-class TestRepair:
-    def test_damaged_and_missing_shards_are_healed_where_they_lie(self, spec: CacheSpec) -> None:
-        run(spec)
-        sound = digests(spec.cache)
-        flip(only(spec.cache, f"shards/00000/{UNIT:09d}-*.labels.parquet"))
-        only(spec.cache, "shards/00000/000000004-*.hidden.parquet").unlink()
-        assert verify(open_cache(spec.cache)).bad_units == [(0, UNIT), (0, 4)]
-        with asked() as calls:
-            found = pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False)
-        assert sorted(unit for unit, _ in calls) == [UNIT, 4]
-        assert found.ok
-        assert digests(spec.cache) == sound
-        assert open_cache(spec.cache).manifest(0).generation == 0
-
-    def test_a_teacher_that_answers_otherwise_makes_a_generation_and_open_readers_keep_theirs(
-        self, spec: CacheSpec
-    ) -> None:
-        run(spec)
-        reader = open_cache(spec.cache)
-        old = reader.manifest(0)
-        only(spec.cache, f"shards/00000/{UNIT:09d}-*.labels.parquet").unlink()
-
-        def otherwise(_: int, __: int, rows: list[Row]) -> list[Row]:
-            return [replace(row, topk_logits=row.topk_logits * 1.5) for row in rows]
-
-        with asked(otherwise):
-            assert pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False).ok
-        new = open_cache(spec.cache).manifest(0)
-        assert (old.generation, new.generation) == (0, 1)
-        changed = [shard.unit for shard, before in zip(new.shards, old.shards, strict=True) if shard != before]
-        assert changed == [UNIT]
-        assert reader.manifest(0).sha256 == old.sha256
-
-    def test_what_the_teacher_cannot_mend_is_left_and_told(self, spec: CacheSpec) -> None:
-        run(spec)
-        flip(Path(spec.cache, "codebook.safetensors"))
-        with asked() as calls:
-            found = pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False)
-        assert (found.ok, found.bad_units, calls) == (False, [], [])
-        assert any("codebook.safetensors" in problem for problem in found.problems)
-
-    def test_a_teacher_that_fails_changes_nothing(self, spec: CacheSpec) -> None:
-        run(spec)
-        flip(only(spec.cache, f"shards/00000/{UNIT:09d}-*.labels.parquet"))
-        with (
-            asked(fails_at(UNIT, MemoryError())),
-            pytest.raises(UserError, match=r"not all is repaired, .* view 0, unit 2 .*, 3 attempts: MemoryError"),
-        ):
-            pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False)
-        assert verify(open_cache(spec.cache)).bad_units == [(0, UNIT)]
-        assert marks(spec.cache) == {}
-
-    def test_a_unit_that_needs_a_smaller_micro_batch_gets_it_whatever_was_tried_before(self, spec: CacheSpec) -> None:
-        run(spec)
-        flip(only(spec.cache, f"shards/00000/{UNIT:09d}-*.labels.parquet"))
-        for _ in range(attempts.MAX_ATTEMPTS):
-            attempts.begin(Store(spec.cache), view=0, unit=UNIT, run="dead")
-
-        def answer(unit: int, num_calls: int, rows: list[Row]) -> list[Row]:
-            if num_calls == 1:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return rows
-
-        with asked(answer) as calls:
-            assert pipeline.repair(spec.cache, execution=IN_PROCESS, progress=False).ok
-        assert calls == [(UNIT, 16384), (UNIT, 4096)]
-        assert marks(spec.cache) == {}
 
 
 class DiesAtUnit(UnitWorker):

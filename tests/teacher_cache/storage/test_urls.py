@@ -24,6 +24,12 @@ def test_a_url_with_a_secret_is_refused_without_repeating_it(url: str) -> None:
     assert SECRET not in str(raised.value)
 
 
+@pytest.mark.parametrize("url", ["s3://", "s3:///cache", "s3:/bucket/cache", "gs://"])
+def test_a_url_without_a_bucket_is_no_folder(url: str) -> None:
+    with pytest.raises(UserError, match=r"is no folder and no URL; write scheme://bucket/prefix"):
+        Store(url)
+
+
 @pytest.mark.parametrize("url", URLS[:4])
 @pytest.mark.parametrize("error", [ConnectionError, PermissionError, ImportError])
 def test_errors_of_a_url_repeat_no_secret(url: str, error: type[Exception]) -> None:
