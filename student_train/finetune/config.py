@@ -36,6 +36,13 @@ class FinetuneExecution:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FinetuneTask(TaskConfig):
+    epochs: Positive | None = None
+    """Passes over its train examples; None: as many as all tasks have. Scores on small tasks are steadier after more
+    (Mosbach et al. 2021, arXiv 2006.04884, section 6)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DistillationConfig:
     """Learning a task from a fine-tuned teacher's cached logits, too: DistilBERT's second step of distillation (arXiv
     1910.01108, section 3), with the defaults of its authors' script."""
@@ -59,7 +66,7 @@ class FinetuneConfig:
     """A folder, a URL or a hub name of each model, by the name that tables give it."""
     reference: str | None = None
     """The model that the others are held against; None: the first."""
-    tasks: Annotated[dict[Name, TaskConfig], Field(min_length=1)]
+    tasks: Annotated[dict[Name, FinetuneTask], Field(min_length=1)]
     lrs: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (2e-5, 3e-5, 5e-5)
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (1, 2, 3)
     """Of the head's starting weights, the order of examples, and dropout."""

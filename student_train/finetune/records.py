@@ -89,7 +89,7 @@ class TaskRecord:
     content_sha256: str
     """Of its examples."""
     config: dict[str, Any]
-    """As `TaskConfig` takes it."""
+    """As `FinetuneTask` takes it."""
 
 
 @dataclass(frozen=True, kw_only=True)

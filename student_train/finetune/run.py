@@ -7,7 +7,7 @@ from typing import Any
 
 from student_train.console import say
 from student_train.finetune import records
-from student_train.finetune.config import FinetuneConfig
+from student_train.finetune.config import FinetuneConfig, FinetuneTask
 from student_train.finetune.models import describe, normal_path
 from student_train.finetune.plan import Done, Plan, Run, done_of
 from student_train.finetune.pools import Outcome, pool
@@ -17,7 +17,6 @@ from student_train.finetune.text import line
 from teacher_cache.errors import UserError
 from teacher_cache.storage.store import Store
 from teacher_cache.storage.urls import normal_url
-from teacher_cache.tasks.config import TaskConfig
 from teacher_cache.tasks.task import load_task
 
 
@@ -64,7 +63,7 @@ def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
     return replace(config, output=normal_url(config.output), models=models, tasks=tasks, distillation=distillation)
 
 
-def _with_absolute_paths(task: TaskConfig) -> TaskConfig:
+def _with_absolute_paths(task: FinetuneTask) -> FinetuneTask:
     places = {key: getattr(task, key) for key in ("folder", "train", "dev")}
     absolute: dict[str, Any] = {key: normal_url(url) for key, url in places.items() if url is not None}
     return replace(task, hub=task.hub and normal_path(task.hub), **absolute)

@@ -111,7 +111,7 @@ def _train_and_score(trainer: Trainer, task: Task, dev: Dataset) -> tuple[dict[s
 def _arguments(config: FinetuneConfig, run: Run, folder: str, *, on_gpu: bool) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=folder,
-        num_train_epochs=config.epochs,
+        num_train_epochs=config.tasks[run.task].epochs or config.epochs,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         learning_rate=run.lr,

@@ -199,6 +199,18 @@ def test_bad_input_ends_with_one_message_before_any_run(tmp_path, scores, capsys
     assert "Traceback" not in told
 
 
+def test_a_task_may_have_epochs_of_its_own(tmp_path, capsys):
+    values = tiny.make_values(tmp_path)
+    values["tasks"] = {name: tiny.make_task(tmp_path / name, "single") for name in ("one", "two")}
+    values["tasks"]["two"]["epochs"] = 2
+    assert main(["finetune", write_config(tmp_path, values), "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["results"]["runs"]
+    assert {run["task"]: run["num_steps"] for run in runs} == {"one": 10, "two": 20}
+    values["tasks"]["two"]["epochs"] = 3
+    assert main(["finetune", write_config(tmp_path, values)]) == 2
+    assert "tasks.two.config.epochs is 2 there and 3 here" in capsys.readouterr().err
+
+
 def test_a_job_needs_places_that_all_machines_find(tmp_path, capsys):
     values = tiny.make_values(tmp_path, output="here")
     assert main(["submit", "--finetune", write_config(tmp_path, values)]) == 2
