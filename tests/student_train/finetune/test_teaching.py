@@ -19,7 +19,7 @@ from student_train.finetune.teacher_logits import TEACHER_LOGITS, read_logits, t
 from teacher_cache.errors import UserError
 from teacher_cache.format.cache import Cache
 from teacher_cache.pretrained import AUTO_CLASSES
-from teacher_cache.shell.settings import parse
+from teacher_cache.shell.settings import parse, to_dict
 from teacher_cache.tasks.record import Task
 from teacher_cache.tasks.task import features
 from tests import caches, families, task_caches
@@ -45,7 +45,7 @@ def make_config(folder: Path, task: Task, cache: Cache, **changes: Any) -> Finet
     model = tiny.make_model(folder / "student", seed=1)
     values = {
         "models": {"taught": model, "untaught": model},
-        "tasks": {"t": task.config},
+        "tasks": {"t": to_dict(task.config)},
         "distillation": {"caches": {"taught": {"t": cache.url}}},
         "batch_size": 8,
     }
