@@ -23,7 +23,7 @@ FORBIDDEN = [
     "teacher_cache.units",
     "teacher_cache.codebooks",
 ]
-ALLOWED = {"format", "storage", "targets", "shell", "errors", "tasks"}
+ALLOWED = {"format", "storage", "targets", "shell", "errors", "tasks", "pretrained"}
 
 
 def run_python(code: str, *arguments: str) -> Any:

@@ -112,7 +112,7 @@ class TestCorpus:
     def test_sequences_of_another_configuration_are_refused(self, make_spec: MakeSpec) -> None:
         spec = make_spec()
         run(spec)
-        for name in ("spec.json", "manifests", "commits", "shards", "codebook.safetensors"):
+        for name in ("spec.json", "teacher", "manifests", "commits", "shards", "codebook.safetensors"):
             path = Path(spec.cache) / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         with pytest.raises(UserError, match=r"sequences/manifest\.parquet is of another configuration than "):
