@@ -1,6 +1,5 @@
 """Whether a cache is whole: every object read, every digest checked, every row decoded; and its bad units mended."""
 
-import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -116,13 +115,13 @@ def _check_sequences(cache: Cache) -> None:
 def _check_commits(cache: Cache, views: Sequence[Manifest], problems: _Problems) -> None:
     """Reads all commits: no reader of sealed views needs them, but who copies the cache, or asks what it cost."""
     store = cache.store
-    checks: list[Callable[[], Any]] = [
-        functools.partial(sequences.read_commit, store, file) for file in sorted(sequences.committed_files(store))
+    checks: list[tuple[Any, ...]] = [
+        (sequences.read_commit, store, file) for file in sorted(sequences.committed_files(store))
     ]
-    for view in (sealed.view for sealed in views):
-        units = sorted(manifest.committed_units(store, view))
-        checks += [functools.partial(manifest.read_commit, store, view, unit, cache.fingerprint) for unit in units]
-    for _ in in_blocks(lambda number: problems.met(checks[number]), len(checks)):
+    for sealed in views:
+        units = sorted(manifest.committed_units(store, sealed.view))
+        checks += [(manifest.read_commit, store, sealed.view, unit, cache.fingerprint) for unit in units]
+    for _ in in_blocks(lambda number: problems.met(*checks[number]), len(checks)):
         pass
 
 

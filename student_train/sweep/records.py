@@ -24,7 +24,7 @@ from student_train.run_folder import (
 )
 from student_train.sweep.config import SweepConfig
 from student_train.sweep.halving import Rungs
-from student_train.sweep.trials import Trial
+from student_train.sweep.trials import Trial, share_held_out_rows
 from teacher_cache.errors import UserError
 from teacher_cache.format import documents
 from teacher_cache.format.cache import open_cache
@@ -162,7 +162,7 @@ def criterion(trials: list[Trial]) -> Criterion:
     """What students are compared by on the rows held out; `nothing` where these are not the same rows. Where they
     differ in `loss`, their totals mean different things, and only the share of masked positions that they get right
     does not."""
-    if len({(trial.spec.caches, trial.spec.held_out_sequences) for trial in trials}) > 1:
+    if not share_held_out_rows(trials):
         return "nothing"
     return "total" if all(trial.spec.loss == trials[0].spec.loss for trial in trials) else "accuracy"
 
@@ -207,7 +207,7 @@ def line(outcome: Outcome) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A sweep's result for a person to read: a trial a line, the best first."""
+    """A sweep's result for a person to read: a trial a line, as `ranked` has them."""
     lines = [line(Outcome(**trial)) for trial in result["trials"]]
     by = result["compared_by"]
     order = "not ranked, as other rows are held out from each" if by == "nothing" else f"best first by held-out {by}"

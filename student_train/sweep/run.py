@@ -49,7 +49,7 @@ class SweepResult:
     output: str
     compared_by: Criterion
     trials: list[Outcome]
-    """The best first."""
+    """The best first, where they can be compared."""
 
 
 def sweep(config: SweepConfig) -> SweepResult:

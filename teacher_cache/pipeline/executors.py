@@ -34,17 +34,16 @@ class InProcess:
     """One item after the other, without Ray: for debugging, and where there is none."""
 
     def __init__(self, execution: ExecutionConfig) -> None:
-        self._execution = execution
+        self._on_gpu = takes_gpu(execution.gpus_per_worker)
         self._num_threads = cpus_each(execution)
 
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         yield from map(work, items)
 
     def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
-        on_gpu = takes_gpu(self._execution.gpus_per_worker)
         work = None
         for item in items:
-            work = work or worker(on_gpu=on_gpu, num_threads=self._num_threads, **arguments)
+            work = work or worker(on_gpu=self._on_gpu, num_threads=self._num_threads, **arguments)
             yield work(item)
 
 

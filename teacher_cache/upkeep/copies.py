@@ -111,7 +111,7 @@ def _is_there(target: Store, ref: ObjectRef) -> bool:
 def _stages(source: Cache, views: Sequence[Manifest]) -> Iterator[Sequence[Item]]:
     """Objects in the order in which they may appear: each stage lists or needs only what came before."""
     store, built_from = source.store, views[0].digests
-    sequence_list = _named(store, sequences.MANIFEST_KEY, built_from.sequences)
+    sequence_list = _named(store, sequences.MANIFEST_KEY, built_from.sequences)  # `Sequences` does not name a lost one
     yield [_named(store, spec.KEY, built_from.spec)]  # claims the place
     yield teacher_files.listed(store)
     yield [_named(store, teacher_files.MANIFEST_KEY, built_from.teacher)]
