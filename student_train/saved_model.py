@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from student_train.run_folder import MODEL_PREFIX, RUN_KEY
@@ -86,14 +88,23 @@ def load_model(place: str) -> SavedModel:
         tokenizer = read(AutoTokenizer, "tokenizer", place, source)
         check_tokenizer(place, tokenizer, config)
         set_up(tokenizer, config)
-        card = Path(source) / "README.md"
         return SavedModel(
             place=place,
             head=head,
             model=model.eval(),
             tokenizer=tokenizer,
-            card=card.read_text() if card.is_file() else "",
+            card=_card(source),
         )
+
+
+def _card(source: str) -> str:
+    if Path(source).is_dir():
+        card = Path(source) / "README.md"
+        return card.read_text() if card.is_file() else ""
+    try:
+        return Path(hf_hub_download(source, "README.md")).read_text()
+    except EntryNotFoundError:  # also where the hub cannot be asked
+        return ""
 
 
 def put_model(store: Store, prefix: str, folder: Path) -> None:

@@ -11,6 +11,7 @@ views a corpus token and what DistilBERT's authors found, in points of the GLUE 
 """
 
 import argparse
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,17 +28,20 @@ from student_train.finetune.run import finetune
 from student_train.run_folder import StepReport
 from student_train.worker import run_worker
 from teacher_cache import build
+from teacher_cache.errors import UserError
 from teacher_cache.format.cache import Cache, open_cache
 from teacher_cache.inspect import info
 from teacher_cache.shell import settings
 from teacher_cache.shell.command import table
+from teacher_cache.tasks.config import TaskConfig
+from teacher_cache.tasks.task import load_task
 
 WHOLE = "whole recipe"
 NUM_VIEWS = 3
 UNMASKED = 0.1
 """Rate at which unmasked positions are kept, unless a variant has another."""
 BATCH_SEQUENCES = 64
-SST2 = "SST-2"
+SST2, MAX_SST2_ROWS = "SST-2", 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +89,10 @@ def make_cache(work: Path, unmasked: float, teacher: str, corpus: str) -> Cache:
     return open_cache(build(spec).cache)
 
 
-def make_spec(work: Path, variant: Variant, cache: Cache, seed: int, options: argparse.Namespace) -> StudentSpec:
+def make_spec(work: Path, variant: Variant, cache: str, seed: int, options: argparse.Namespace) -> StudentSpec:
     """What a variant's student is asked for; what makes it this variant, no override changes."""
     given = {
-        "caches": f"[{cache.url}]",
+        "caches": f"[{cache}]",
         "output": work / "students" / safe_name(variant.name) / f"{seed}",
         "seed": seed,
         "steps": options.steps,
@@ -111,22 +115,43 @@ def _show(item: object) -> None:
 
 
 def finetuned(work: Path, students: Mapping[str, str], folder: Path) -> dict[str, float]:
-    """Accuracy on SST-2's dev set as a share, by student: one learning rate and seed each, as students have seeds."""
+    """Accuracy on SST-2's dev set as a share, by student: one learning rate and seed each, as students have seeds.
+
+    Raises:
+        UserError: a run failed; those that ended are not made again.
+    """
     values = {
         "output": str(work / "finetuned"),
         "models": dict(students),
-        "tasks": {SST2: {"layout": SST2, "folder": str(folder)}},
-        "lrs": [5e-5],
+        "tasks": {SST2: sst2_values(folder)},
+        "lrs": [1e-4],
         "seeds": [1],
         "execution": {"num_workers": 0},
     }
-    results = finetune(settings.parse(FinetuneConfig, values)).results
-    cells = {name: cell(results, name, SST2) for name in students}
+    done = finetune(settings.parse(FinetuneConfig, values))
+    if done.errors:
+        raise UserError("; ".join(f"{run}: {why}" for run, why in done.errors.items()))
+    cells = {name: cell(done.results, name, SST2) for name in students}
     return {name: found.median / 100 for name, found in cells.items() if found}
+
+
+def sst2_values(folder: Path) -> dict[str, Any]:
+    return {"layout": SST2, "folder": str(folder), "max_train_rows": MAX_SST2_ROWS}
+
+
+def check(options: argparse.Namespace, work: Path) -> None:
+    """Refuses, before hours of training, what would be found after them (UserError)."""
+    if options.heldout and not options.heldout.is_file():
+        raise UserError(f"--heldout {options.heldout} does not exist")
+    if options.sst2:
+        load_task(SST2, settings.parse(TaskConfig, sst2_values(options.sst2)))
+    for variant in variants(width=2, num_heads=1):
+        make_spec(work, variant, "cache", 0, options)
 
 
 def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Makes what is missing in `work`, and compares."""
+    check(options, work)
     teacher, corpus, heldout = options.teacher, options.corpus, options.heldout
     if teacher is None:
         teacher, corpus = plan.make_inputs(work, quick=True)
@@ -144,7 +169,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     scores = finetuned(work, students, options.sst2) if options.sst2 else {}
     for name, each in zip(students, runs, strict=True):
         each |= {figure: looked[name][figure] for figure in ("loss", "accuracy")}
-        each |= {SST2: scores[name]} if name in scores else {}
+        each |= {SST2: scores.get(name, math.nan)} if options.sst2 else {}
     return result(runs, {variant.name: variant.published for variant in every}, options)
 
 
@@ -152,7 +177,7 @@ def _make_students(work: Path, variant: Variant, cache: Cache, options: argparse
     """A variant's students, one a seed."""
     view, found = info(cache.url)["views"][0], []
     for seed in range(options.seeds):
-        spec = make_spec(work, variant, cache, seed, options)
+        spec = make_spec(work, variant, cache.url, seed, options)
         num_epochs = options.steps * spec.batch_sequences / view["num_sequences"]
         num_bytes = variant.num_views * view["bytes_per_token"]
         about = {"arm": variant.name, "seed": seed, "bytes": num_bytes, "epochs": num_epochs}
@@ -184,7 +209,7 @@ def result(
 
 
 def figures_of(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Those that all students have."""
+    """Those that all students have; of one that diverged as it was fine-tuned, SST-2's is not a number."""
     return [figure for figure in ("loss", "accuracy", SST2) if all(figure in run for run in runs)]
 
 
@@ -222,6 +247,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     given = (options.teacher, options.corpus, options.heldout)
     if len({each is None for each in given}) > 1 or (options.teacher is None and not options.quick):
         parser.error("give --teacher, --corpus and --heldout; or none of them, and --quick")
+    if not options.quick and options.work is None:
+        parser.error("give --work: a folder that keeps hours of training where a later step fails")
     if options.quick:
         options.steps, options.seeds = 6, 1
     return options

@@ -1,10 +1,12 @@
 """The model card of an export: the model's own, and what was made and measured here."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from student_train.export.command import agreement_text
 from student_train.report.text import size
 from student_train.saved_model import Head, SavedModel
 from student_train.worth.records import QUIET_LOAD
@@ -17,16 +19,26 @@ PIPELINES: dict[Head, str] = {
     "question_answering": "question-answering",
 }
 
+WORTH, ONNX, EMBEDDING = "## What it is worth", "## ONNX", "## Sentence embeddings"
+
 
 def extended(saved: SavedModel, summary: dict[str, Any], *, worth: str, is_embedding: bool) -> str:
-    """Markdown; `summary` is an `ExportSummary` as plain values, `worth` a text of tables or empty."""
+    """Markdown; `summary` is an `ExportSummary` as plain values, `worth` a text of tables or empty.
+
+    What an earlier export said is not said again: it was of that export's files.
+    """
     sections = [
-        (saved.card or _new(saved)).strip(),
-        f"## What it is worth\n\n{worth.strip()}" if worth else "",
-        _onnx(summary) if summary["onnx"] else "",
+        _without_own(saved.card).strip() or _new(saved),
+        f"{WORTH}\n\n{worth.strip()}" if worth else "",
+        _onnx(saved, summary) if summary["onnx"] else "",
         _embedding(saved) if is_embedding else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _without_own(card: str) -> str:
+    own = "|".join(map(re.escape, (WORTH, ONNX, EMBEDDING)))
+    return re.sub(rf"^(?:{own})\n.*?(?=^#{{1,2}} |\Z)", "", card, flags=re.MULTILINE | re.DOTALL)
 
 
 def _new(saved: SavedModel) -> str:
@@ -39,7 +51,7 @@ def _new(saved: SavedModel) -> str:
     )
 
 
-def _onnx(summary: dict[str, Any]) -> str:
+def _onnx(saved: SavedModel, summary: dict[str, Any]) -> str:
     figures, sizes, machine = summary["onnx"], summary["num_bytes"], summary["onnx"]["machine"]
     files = {"PyTorch": "model.safetensors"} | {key: key for key in figures["speedup"]}
     rows = [
@@ -53,12 +65,12 @@ def _onnx(summary: dict[str, Any]) -> str:
     ]
     busy = "" if figures["load_per_core"] <= QUIET_LOAD else ", while other work ran beside"
     blocks = [
-        "## ONNX",
+        ONNX,
         _table(["file", "size", "latency", "speed against PyTorch"], rows),
         f"Latency: one text of {figures['num_tokens']} tokens on {machine['processor']}, {machine['threads']} threads"
         f"{busy}; the median of rounds in which each had its turn. The graphs have opset {figures['opset']} and take"
-        f" any number of texts of any length. Logits of `model.onnx` differ from PyTorch's by at most"
-        f" {figures['largest_difference']:.1e} of the largest.",
+        f" any number of texts of up to {saved.max_length} tokens. Logits of `model.onnx` differ from PyTorch's by at"
+        f" most {figures['largest_difference']:.1e} of the largest, or of 1 where none is larger.",
         _int8(summary),
     ]
     return "\n\n".join(block for block in blocks if block)
@@ -71,15 +83,12 @@ def _int8(summary: dict[str, Any]) -> str:
         rows = [[f"`{key}`", *(f"{found[metric]:.2f}" for metric in metrics)] for key, found in scores.items()]
         return f"On the task's dev set, in per cent:\n\n{_table(['file', *metrics], rows)}"
     if agreement:
-        return (
-            f"On {agreement['num_answers']} answers to sample text int8 ranks the same first as float32 in"
-            f" {agreement['top_1']:.1%}, and the logits' mean cosine is {agreement['cosine']:.4f}."
-        )
+        return f"int8 on sample text: {agreement_text(agreement)}."
     return ""
 
 
 def _embedding(saved: SavedModel) -> str:
-    return f"""## Sentence embeddings
+    return f"""{EMBEDDING}
 
 `SentenceTransformer` loads this folder, too: {saved.model.config.hidden_size} dimensions, the mean over a text's \
 tokens. It was not trained for that; embeddings are a start for training, or for comparison with other such means."""

@@ -35,6 +35,16 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
     return asdict(export_model(options.model, options.output, chosen))
 
 
+def agreement_text(agreement: dict[str, Any]) -> str:
+    """What int8 loses, `int8.Agreement` as plain values, in a line."""
+    if agreement["top_1"] is None:
+        return f"differs from float32 by {agreement['difference']:.4f} in the mean of {agreement['num_answers']} texts"
+    return (
+        f"the same first as float32 in {agreement['top_1']:.1%} of {agreement['num_answers']} answers,"
+        f" KL(float32 || int8) {agreement['divergence']:.4f} nats"
+    )
+
+
 def render(result: dict[str, Any]) -> str:
     """The summary as text: files with their sizes, latencies and scores."""
     figures, agreement = result["onnx"], result["int8_agreement"]
@@ -47,9 +57,7 @@ def render(result: dict[str, Any]) -> str:
             lines[f"{name}, latency"] = f"{latency:.2f} ms, {figures['speedup'].get(name, 1):.2f} × PyTorch's speed"
         lines["load of the machine"] = f"{figures['load_per_core']:.2f} a core, before latencies were measured"
     if agreement:
-        lines["int8, sample text"] = (
-            f"the same first in {agreement['top_1']:.1%}, mean cosine {agreement['cosine']:.4f}"
-        )
+        lines["int8, sample text"] = agreement_text(agreement)
     for name, metrics in result["scores"].items():
         lines[f"{name}, dev"] = ", ".join(f"{metric} {value:.2f}" for metric, value in metrics.items())
     if result["repository"]:

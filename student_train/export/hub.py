@@ -22,7 +22,7 @@ def check_push(name: str) -> None:
 
 
 def push(name: str, folder: Path, *, output: str) -> str:
-    """Uploads a folder in one commit and gives its address; a repository that is new is private.
+    """Makes a repository hold this folder and nothing else, in one commit, and gives its address; a new one is private.
 
     Raises:
         UserError: the hub refuses, or cannot be reached.
@@ -30,7 +30,12 @@ def push(name: str, folder: Path, *, output: str) -> str:
     hub = HfApi()
     try:
         url = hub.create_repo(name, private=True, exist_ok=True)
-        hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Export by student-train")
+        hub.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message="Export by student-train",
+            delete_patterns="*",  # graphs and cards of another model; the repository's history keeps them
+        )
     except (HTTPError, OSError) as error:
         raise UserError(
             f"--push {name} failed, the export is whole at {output}: {' '.join(str(error).split())}; when that is"

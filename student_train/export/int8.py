@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from student_train.export.onnx_graph import Logits, quiet
+from student_train.export.onnx_graph import Inputs, Logits, quiet
 from student_train.saved_model import SavedModel
 
 MASK_STRIDE = 7
-"""Of a masked LM's sample text each so-manieth token is masked."""
+"""Of a masked LM's sample text each so-manieth token is masked, beginning in turn with each of the first so many."""
 SAMPLE = (
     "The old bridge was closed for the winter, and the farmers had to drive around the lake to reach the market.",
     "She read the letter twice before she put it back into the drawer and locked the door behind her.",
@@ -37,11 +38,13 @@ class Agreement:
     """How near int8 is to float32 on `SAMPLE`."""
 
     num_answers: int
-    """Tokens of a masked LM or a tagger, texts of a classifier, starts and ends of a model that answers questions."""
-    top_1: float
-    """Share of answers with the same largest logit."""
-    cosine: float
-    """Mean, over answers, of the cosine between both rows of logits."""
+    """Masked tokens, a tagger's tokens, a classifier's or a regression's texts, starts and ends of answers."""
+    top_1: float | None
+    """Share of answers with the same largest logit; None of a regression."""
+    divergence: float | None
+    """Mean, over answers, of KL(float32 || int8) in nats; None of a regression."""
+    difference: float
+    """Mean distance of a logit from float32's."""
 
 
 def write_int8(source: Path, target: Path) -> None:
@@ -63,34 +66,51 @@ def write_int8(source: Path, target: Path) -> None:
 
 
 def agreement(saved: SavedModel, exact: Logits, other: Logits) -> Agreement:
-    """Compares answers to `SAMPLE`; a masked LM's with tokens masked."""
-    inputs = [_sample_inputs(saved, text) for text in SAMPLE]
-    return compare(*([row for batch in inputs for row in _rows(saved, answer(batch))] for answer in (exact, other)))
+    """Compares answers to `SAMPLE`; a masked LM's where a token is masked."""
+    inputs = [batch for text in SAMPLE for batch in _sample_inputs(saved, text)]
+    rows = ([row for batch in inputs for row in _rows(saved, batch, answer(batch))] for answer in (exact, other))
+    return compare(*rows)
 
 
 def compare(exact: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Agreement:
     """Rows of logits, one an answer, as both give them."""
     pairs = list(zip(exact, other, strict=True))
+    ranks = len(exact[0]) > 1
     return Agreement(
         num_answers=len(pairs),
-        top_1=float(np.mean([ours.argmax() == theirs.argmax() for ours, theirs in pairs])),
-        cosine=float(np.mean([_cosine(ours, theirs) for ours, theirs in pairs])),
+        top_1=float(np.mean([ours.argmax() == theirs.argmax() for ours, theirs in pairs])) if ranks else None,
+        divergence=float(np.mean([_divergence(ours, theirs) for ours, theirs in pairs])) if ranks else None,
+        difference=float(np.mean([np.abs(ours - theirs).mean() for ours, theirs in pairs])),
     )
 
 
-def _cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return float(ours @ theirs / (np.linalg.norm(ours) * np.linalg.norm(theirs)))
+def _divergence(exact: np.ndarray, other: np.ndarray) -> float:
+    log_p, log_q = (torch.from_numpy(row).double().log_softmax(dim=-1) for row in (exact, other))
+    return float(log_p.exp() @ (log_p - log_q))
 
 
-def _sample_inputs(saved: SavedModel, text: str) -> dict[str, np.ndarray]:
+def _sample_inputs(saved: SavedModel, text: str) -> list[dict[str, np.ndarray]]:
     encoded = saved.tokenizer([text], truncation=True, max_length=saved.max_length, return_tensors="np")
     inputs = {name: np.asarray(encoded[name], dtype=np.int64) for name in saved.input_names}
-    if saved.head == "masked_lm":
-        inputs["input_ids"][:, MASK_STRIDE:-1:MASK_STRIDE] = saved.tokenizer.mask_token_id
-    return inputs
+    if saved.head != "masked_lm":
+        return [inputs]
+    return [inputs | {"input_ids": _masked(inputs["input_ids"], first, saved)} for first in range(1, MASK_STRIDE + 1)]
 
 
-def _rows(saved: SavedModel, logits: np.ndarray) -> np.ndarray:
-    """Of one text: [1, S, C] → [S, C], [1, C] as it is; starts and ends [1, S, 2] → [2, S]."""
-    rows = logits[0] if logits.ndim == 3 else logits
-    return rows.T if saved.head == "question_answering" else rows
+def _masked(input_ids: np.ndarray, first: int, saved: SavedModel) -> np.ndarray:
+    masked = input_ids.copy()
+    masked[:, first:-1:MASK_STRIDE] = saved.tokenizer.mask_token_id
+    return masked
+
+
+def _rows(saved: SavedModel, inputs: Inputs, logits: np.ndarray) -> np.ndarray:
+    """Of one text: [1, S, C] → [answers, C], [1, C] as it is; starts and ends [1, S, 2] → [2, S]."""
+    match saved.head:
+        case "masked_lm":
+            return logits[inputs["input_ids"] == saved.tokenizer.mask_token_id]
+        case "tagging":
+            return logits[0, 1:-1]  # [CLS] and [SEP] have no tag
+        case "question_answering":
+            return logits[0].T
+        case _:
+            return logits

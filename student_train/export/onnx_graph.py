@@ -1,4 +1,5 @@
-"""A model as an ONNX graph that gives the same logits, by `torch.onnx.export`; any number of texts of any length.
+"""A model as an ONNX graph that gives the same logits, by `torch.onnx.export`; any number of texts of any length that
+the model takes.
 
 Inputs are those of the model (`input_ids`, `attention_mask`, `token_type_ids` where it has segments), int64 [B, S];
 outputs are float32: `logits` [B, S, V] of a masked LM, [B, C] of a classifier, [B, S, C] of a tagger, and
@@ -24,6 +25,7 @@ OPSET = 18
 TOLERANCE = 1e-4
 """By how much a logit may differ from PyTorch's, as a share of the batch's largest or of 1, whichever is more."""
 CHECKED_LENGTHS = (1, 4, 33, 128)
+"""Tokens, of as many texts as the place says; beside these, one text of all that the model takes."""
 
 Inputs = Mapping[str, np.ndarray]
 Logits = Callable[[Inputs], np.ndarray]
@@ -86,8 +88,9 @@ def quiet() -> Iterator[None]:
 def _check(saved: SavedModel, path: Path) -> float:
     expected, found = torch_logits(saved), onnx_logits(path)
     worst = 0.0
-    for num_texts, length in enumerate(CHECKED_LENGTHS, start=1):
-        inputs = random_inputs(saved, (num_texts, min(length, saved.max_length)))
+    longest = saved.max_length
+    for num_texts, length in [*enumerate((min(each, longest) for each in CHECKED_LENGTHS), start=1), (1, longest)]:
+        inputs = random_inputs(saved, (num_texts, length))
         exact = expected(inputs)
         difference = np.abs(found(inputs) - exact).max() / max(1.0, np.abs(exact).max())
         if not difference <= TOLERANCE:

@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 from student_train.export import card, hub, int8, task_scores
 from student_train.export.embedding import write_embedding
 from student_train.export.onnx_graph import OPSET, Logits, onnx_logits, random_inputs, torch_logits, write_onnx
+from student_train.finetune.config import safe_name
+from student_train.finetune.models import normal_path
 from student_train.latency import latencies_s, median_ms
 from student_train.measuring import load_per_core, machine
+from student_train.run_folder import MODEL_PREFIX
 from student_train.saved_model import Head, SavedModel, load_model, put_model
+from student_train.worth.records import read_worth
+from student_train.worth.table import markdown
 from teacher_cache.errors import UserError
 from teacher_cache.storage.store import Store
 
@@ -25,7 +30,6 @@ ONNX_KEY, INT8_KEY = "onnx/model.onnx", "onnx/model_int8.onnx"
 """Names that transformers.js and others look for."""
 PYTORCH = "PyTorch"
 TIMED_TOKENS, TIMED_ROUNDS = 128, 20
-MAX_WORTH_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ class ExportSummary:
     """By file."""
     onnx: OnnxFigures | None
     int8_agreement: int8.Agreement | None
-    """Of int8 with float32 on sample text; None where the task was scored, too, and for a regression."""
+    """Of int8 with float32 on sample text; None where the task was scored."""
     scores: dict[str, dict[str, float]]
     """By file: metrics on the task's dev set, per cent."""
     repository: str | None
@@ -92,7 +96,7 @@ def export_model(place: str, output: str, options: ExportOptions) -> ExportSumma
         UserError: bad input, or an ONNX graph that does not answer as the model does; nothing is written then.
     """
     store, load = Store(output), load_per_core()
-    worth = _check(store, options)
+    worth = _check(store, place, options)
     task = task_scores.read_task(options.task) if options.task else None
     saved = load_model(place)
     if task:
@@ -122,7 +126,7 @@ def export_model(place: str, output: str, options: ExportOptions) -> ExportSumma
     return replace(summary, repository=repository)
 
 
-def _check(store: Store, options: ExportOptions) -> str:
+def _check(store: Store, place: str, options: ExportOptions) -> str:
     """Refuses what cannot end well, before any work; the worth table's text, empty where none is asked for."""
     if options.task and not options.int8:
         raise UserError("--task says what int8 loses on a task; add --int8, or leave it out")
@@ -132,7 +136,7 @@ def _check(store: Store, options: ExportOptions) -> str:
     if options.push:
         hub.check_push(options.push)
     _check_empty(store)
-    return _read_worth(options.worth) if options.worth else ""
+    return _worth_of(place, options.worth) if options.worth else ""
 
 
 def _check_empty(store: Store) -> None:
@@ -146,12 +150,16 @@ def _check_empty(store: Store) -> None:
         raise UserError(f"{store.url} is not empty; give a folder that holds nothing yet, or delete it first")
 
 
-def _read_worth(place: str) -> str:
-    store = Store(place)
-    try:
-        return store.read("worth.md", max_bytes=MAX_WORTH_BYTES).decode()
-    except (FileNotFoundError, UnicodeDecodeError):
-        raise UserError(f"--worth {place} holds no worth.md; give the --output of `student-train worth`") from None
+def _worth_of(place: str, url: str) -> str:
+    """The tables of a worth, and which of its models is the one at `place`, or the one it was fine-tuned from."""
+    worth, path = read_worth(url), normal_path(place)
+    for model in worth.models:
+        if model.path in (path, f"{path}/{MODEL_PREFIX}"):
+            return f"This model is {model.name}.\n\n{markdown(worth)}"
+        if path.startswith(f"{worth.results}/runs/{safe_name(model.name)}/"):
+            return f"This model was fine-tuned from {model.name}.\n\n{markdown(worth)}"
+    known = ", ".join(f"{model.name} ({model.path})" for model in worth.models)
+    raise UserError(f"--worth {url} does not know {place}; export a model as its worth.yaml names it: {known}")
 
 
 def _write_graphs(
@@ -169,7 +177,7 @@ def _write_graphs(
     figures = _time(saved, graphs, difference, load)
     if task:
         return figures, None, task_scores.dev_scores(task, saved, graphs)
-    if options.int8 and saved.head != "regression":
+    if options.int8:
         return figures, int8.agreement(saved, *graphs.values()), {}
     return figures, None, {}
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from student_train.export.onnx_graph import Logits
+from student_train.finetune.config import FinetuneTask
 from student_train.saved_model import SavedModel
 from teacher_cache.errors import UserError
 from teacher_cache.shell import settings
-from teacher_cache.tasks.config import TaskConfig
 
 if TYPE_CHECKING:
     from teacher_cache.tasks.record import Task
@@ -24,7 +24,7 @@ def read_task(path: str) -> "Task":
     Raises:
         UserError: the configuration or the task's files are refused.
     """
-    config = settings.load(TaskConfig, path)
+    config = settings.load(FinetuneTask, path)
     from teacher_cache.tasks.task import load_task
 
     return load_task(Path(path).stem, config)

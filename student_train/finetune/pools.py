@@ -8,7 +8,7 @@ from student_train.finetune.config import FinetuneConfig
 from student_train.finetune.plan import Run
 from student_train.finetune.records import RunRecord, run_key, write
 from teacher_cache.errors import UserError
-from teacher_cache.shell.ray_session import gpus_each, ray_session, tell_room
+from teacher_cache.shell.ray_session import gpus_each, ray_session, takes_gpu, tell_room
 from teacher_cache.shell.settings import parse, to_dict
 from teacher_cache.storage.store import Store
 
@@ -48,7 +48,7 @@ class InProcess:
         import torch
 
         self._config = config
-        self._on_gpu = torch.cuda.is_available() and config.execution.gpus_per_worker != 0
+        self._on_gpu = takes_gpu(config.execution.gpus_per_worker)
         self._num_threads = max(config.execution.cpus_per_worker, torch.get_num_threads())
         self._waiting: list[Run] = []
 

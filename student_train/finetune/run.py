@@ -8,6 +8,7 @@ from typing import Any
 from student_train.console import say
 from student_train.finetune import records
 from student_train.finetune.config import FinetuneConfig, FinetuneTask
+from student_train.finetune.fit import check_fit
 from student_train.finetune.models import describe, normal_path
 from student_train.finetune.plan import Done, Plan, Run, done_of
 from student_train.finetune.pools import Outcome, pool
@@ -15,6 +16,7 @@ from student_train.finetune.records import Results, RunRecord
 from student_train.finetune.teacher_logits import teachings
 from student_train.finetune.text import line
 from teacher_cache.errors import UserError
+from teacher_cache.shell.ray_session import takes_gpu
 from teacher_cache.storage.store import Store
 from teacher_cache.storage.urls import normal_url
 from teacher_cache.tasks.task import load_task
@@ -40,6 +42,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     """
     if find_spec("accelerate") is None:
         raise UserError("fine-tuning needs accelerate: pip install 'teacher-cache[tasks]'")
+    if config.execution.num_workers == 0:
+        takes_gpu(config.execution.gpus_per_worker)  # raises
     config = with_absolute_paths(config)
     store, recipe = Store(config.output), records.recipe_of(config)
     tasks = [records.task_record(load_task(name, task)) for name, task in config.tasks.items()]
@@ -77,7 +81,9 @@ def _make_all(config: FinetuneConfig, plan: Plan, store: Store, metrics: Mapping
     """
     done = done_of(records.read_runs(store, plan.models, plan.tasks))
     _forget_losers(config, plan, store, done)
-    num_done = len(plan.known(done)) - len(plan.missing(done, keep_models=config.keep_models))
+    missing = plan.missing(done, keep_models=config.keep_models)
+    check_fit(config, missing)
+    num_done = len(plan.known(done)) - len(missing)
     say(f"{plan.num_runs} runs, {num_done} of them done before")
     errors: dict[str, str] = {}
     for run, outcome in _outcomes(config, plan, done):

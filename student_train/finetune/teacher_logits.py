@@ -82,7 +82,8 @@ def read_logits(url: str, task: Task, features: "Dataset", model: str) -> list[N
     They take 4 bytes an output in memory: of question answering 8 a token.
 
     Raises:
-        UserError: the cache is not whole, of another task, or of features that are not the student's.
+        UserError: the cache is not whole, of another task, of features that are not the student's, or of a teacher with
+            other classes.
     """
     cache, num_features = opened(url, task), len(features)
     num_cached = cache.manifest(0).num_sequences
@@ -90,14 +91,37 @@ def read_logits(url: str, task: Task, features: "Dataset", model: str) -> list[N
         raise _unlike(
             f"{cache.url} holds {num_cached:,} features of task {task.name}, model {model} has {num_features:,}"
         )
-    found = []
-    for row, ids in zip(cache.rows(0), features["input_ids"], strict=True):
+    found, said = [], np.zeros((task.num_outputs, task.num_outputs), np.int64)
+    is_classes = task.kind == "classification"
+    labels = features["labels"] if is_classes else [0] * num_features
+    for row, ids, label in zip(cache.rows(0), features["input_ids"], labels, strict=True):
         if not np.array_equal(row.input_ids, ids):
             raise _unlike(
                 f"feature {row.sequence_id} of task {task.name} is not the same in {cache.url} and for model {model}"
             )
         found.append(_dense(row, task))
+        if is_classes:
+            said[label, found[-1].argmax()] += 1
+    if is_permuted(said):
+        raise UserError(
+            f"{cache.url} knows the classes of task {task.name} in another order: its teacher agrees with"
+            f" {said.trace() / said.sum():.0%} of the labels as they are; give a cache of a teacher that was fine-tuned"
+            f" on this task, with the labels {', '.join(task.labels)} in this order"
+        )
     return found
+
+
+def is_permuted(said: NDArray[np.int64]) -> bool:
+    """Whether what a teacher said of examples reads far better with its classes in another order: by half as much
+    again, and by more than chance.
+
+    Args:
+        said: [C, C] examples by label and by the teacher's first class.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    as_it_is, best = said.trace(), said[linear_sum_assignment(said, maximize=True)].sum()
+    return bool(best > 1.5 * as_it_is and best - as_it_is > 4 * said.sum() ** 0.5)
 
 
 def _unlike(what: str) -> UserError:
@@ -111,7 +135,9 @@ def _dense(row: Row, task: Task) -> NDArray[np.float32]:
     """[S, C] of a row, with 0 where the teacher was not asked; [C] where it answered for the whole sequence."""
     logits = np.zeros((len(row.input_ids), task.num_outputs), np.float32)
     logits[row.kept_positions[:, None], row.topk_ids] = row.topk_logits
-    return logits if task.kind in ("tagging", "question_answering") else logits[0]
+    return (
+        logits if task.kind in ("tagging", "question_answering") else logits[0].copy()
+    )  # not a view that keeps [S, C]
 
 
 class TaughtCollator:

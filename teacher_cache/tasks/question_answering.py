@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 METRICS = ("f1", "exact_match")
 MAX_ANSWER_TOKENS = 30
 """Of a predicted answer, as usual since BERT's own code."""
+BATCH_QUESTIONS = 1000
 NO_ANSWER = 0
 """The token, [CLS], that start and end point to where a window holds no answer (arXiv 1810.04805, section 4.3)."""
 OUTSIDE = -1
@@ -127,6 +128,17 @@ def score(task: Task, predictions: NDArray[Any], features: "Dataset") -> dict[st
         name: 100 * float(np.mean([best(measure, guess, right) for guess, right in pairs]))
         for name, measure in zip(METRICS, (f1, exact_match), strict=True)
     }
+
+
+def check_questions(task: Task, tokenizer: Any) -> None:
+    """Refuses, before any context is tokenised, what `encode` would.
+
+    Raises:
+        UserError: a question leaves too little room for its context.
+    """
+    for examples in (task.train, task.dev):
+        for batch in examples.select_columns(["id", "question"]).iter(BATCH_QUESTIONS):
+            _check_questions(batch, tokenizer, task.config)
 
 
 def _check_questions(batch: dict[str, list[Any]], tokenizer: Any, config: TaskConfig) -> None:

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from infra.bench import plan
 from infra.bench.ablations import WHOLE, Variant, chosen, make_spec, parse, render, result, run, variants
 from student_train.config import StudentSpec
 from student_train.report.compare import flat
+from teacher_cache.errors import UserError
 from teacher_cache.format.spec import KeepConfig
 from teacher_cache.shell.settings import from_overrides, to_dict
 from tests import caches, families
@@ -46,7 +46,7 @@ def test_the_whole_recipe_is_what_students_and_caches_have_by_default():
 def test_no_override_undoes_a_variant(tmp_path):
     variant = next(variant for variant in EVERY if variant.name == "T = 4")
     options = argparse.Namespace(steps=5, overrides=["loss.temperature=1", "seed=3", "optimizer.lr=1e-3"])
-    spec = make_spec(tmp_path, variant, SimpleNamespace(url="cache"), 2, options)
+    spec = make_spec(tmp_path, variant, "cache", 2, options)
     assert (spec.loss.temperature, spec.seed, spec.steps, spec.optimizer.lr) == (4, 2, 5, 1e-3)
 
 
@@ -76,6 +76,28 @@ def test_rows_stand_beside_the_whole_recipe_at_the_same_seed_and_the_paper():
     assert "SST-2" not in render(result(runs, {WHOLE: 0.0, "without cosine": -1.46}, parse(["--quick"])))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"--heldout": "absent.txt"}, "--heldout absent.txt does not exist"),
+        ({"--sst2": "absent"}, "task SST-2: .*absent"),
+        ({"batch_sequnces=3": None}, "batch_sequnces: unknown key"),
+    ],
+)
+def test_what_would_be_found_after_hours_is_refused_first(given, message, tmp_path):
+    text = caches.make_corpus(tmp_path / "text.txt", num_documents=2, seed=0)
+    values = {"--teacher": "absent", "--corpus": "absent", "--heldout": str(text), "--work": str(tmp_path)} | given
+    arguments = [part for key, value in values.items() for part in (key, value) if part is not None]
+    with pytest.raises(UserError, match=message):
+        run(parse(arguments), tmp_path)
+
+
+def test_students_and_caches_are_kept(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse(["--teacher", "x", "--corpus", "y", "--heldout", "z"])
+    assert "give --work: a folder that keeps hours of training" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("given", [[], ["--teacher", "x"], ["--quick", "--corpus", "x", "--heldout", "y"]])
 def test_a_teacher_comes_with_its_texts(given, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -94,7 +116,7 @@ def test_students_are_made_compared_and_not_made_again(tmp_path, monkeypatch):
         rows = [f"{' '.join(words)}\t{int(place >= 0)}" for words, place in sentences(num, seed=num)]
         (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows, ""]))
     given = ["--teacher", teacher, "--corpus", texts[0], "--heldout", texts[1], "--steps", 8, "--seeds", 1]
-    given += ["--sst2", tmp_path]
+    given += ["--sst2", tmp_path, "--work", tmp_path]
     options = parse([*map(str, given), "batch_sequences=16", "--only", "one view", "half", "masked positions"])
     first = run(options, tmp_path)
     arms = [row["arm"] for row in first["figures"]["arms"]]

@@ -25,7 +25,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """Creates a repository, wants each file whole in the commit, and keeps what it was sent."""
 
     def do_GET(self) -> None:
-        self._answer({"sha": "0" * 40, "id": NAME, "siblings": []})
+        server: Any = self.server
+        if "/tree/" in self.path:
+            found = [{"type": "file", "path": path, "oid": "0" * 40, "size": 1} for path in server.old]
+            self._answer(found)
+        else:
+            self._answer({"sha": "0" * 40, "id": NAME, "siblings": [{"rfilename": path} for path in server.old]})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -44,11 +49,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
             for item in (json.loads(line) for line in body.splitlines()):
                 if item["key"] == "file":
                     server.files[item["value"]["path"]] = base64.b64decode(item["value"]["content"])
+                elif item["key"] == "deletedFile":
+                    server.deleted.add(item["value"]["path"])
             self._answer({"commitUrl": f"{server.url}/{NAME}/commit/{'1' * 40}", "commitOid": "1" * 40})
         else:
             self._answer({})
 
-    def _answer(self, values: dict[str, Any], *, status: int = 200) -> None:
+    def _answer(self, values: Any, *, status: int = 200) -> None:
         data = json.dumps(values).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -64,7 +71,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def hub() -> Iterator[Any]:
     server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.url, server.refuses = f"http://127.0.0.1:{server.server_address[1]}", False
-    server.tokens, server.files, server.created = set(), {}, {}
+    server.tokens, server.files, server.created, server.old, server.deleted = set(), {}, {}, [], set()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -92,6 +99,13 @@ def test_a_folder_is_pushed_whole(hub, tmp_path):
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= set(written)
     assert hub.files == written
+
+
+def test_what_a_repository_held_before_does_not_stay_beside_it(hub, tmp_path):
+    hub.old = ["onnx/model_int8.onnx", "config.json", ".gitattributes"]
+    done = export_to(hub, heads.save(tmp_path / "model"), tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert hub.deleted == {"onnx/model_int8.onnx"}
 
 
 def test_a_refusal_of_the_hub_leaves_the_export(hub, tmp_path):

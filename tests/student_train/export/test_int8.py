@@ -11,9 +11,17 @@ from tests.student_train.export import heads
 
 def test_agreement_is_counted_by_answer():
     exact = [np.array([3.0, 1.0, 0.0]), np.array([0.0, 2.0])]
-    assert int8.compare(exact, exact) == int8.Agreement(num_answers=2, top_1=1.0, cosine=pytest.approx(1.0))
-    other = [np.array([1.0, 3.0, 0.0]), np.array([0.0, 2.0])]
-    assert int8.compare(exact, other) == int8.Agreement(num_answers=2, top_1=0.5, cosine=pytest.approx((0.6 + 1) / 2))
+    assert int8.compare(exact, exact) == int8.Agreement(num_answers=2, top_1=1.0, divergence=0.0, difference=0.0)
+    p, q = (np.exp(logits) / np.exp(logits).sum() for logits in (exact[0], np.array([1.0, 3.0, 0.0])))
+    other = [np.array([2.0, 4.0, 1.0]), np.array([5.0, 7.0])]  # a constant more: the same classes
+    found = int8.compare(exact, other)
+    assert (found.top_1, found.divergence) == (0.5, pytest.approx(float(p @ np.log(p / q)) / 2))
+    assert found.difference == pytest.approx((5 / 3 + 5) / 2)
+
+
+def test_of_a_regression_the_difference_alone_is_known():
+    found = int8.compare([np.array([3.0]), np.array([1.0])], [np.array([2.5]), np.array([1.0])])
+    assert found == int8.Agreement(num_answers=2, top_1=None, divergence=None, difference=0.25)
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -26,7 +34,7 @@ def test_int8_files_are_smaller_and_nearly_true(family, graph, tmp_path):
     answers = (onnx_graph.onnx_logits(path) for path in (made.path, tmp_path / "int8.onnx"))
     found = int8.agreement(made.saved, *answers)
     assert found.num_answers > 200
-    assert 0.9 < found.cosine < 1
+    assert 0 < found.divergence < 0.3, "of random models"
 
 
 @pytest.mark.parametrize("head", ["classification", "regression", "tagging", "question_answering"])
@@ -45,12 +53,16 @@ def test_answers_by_head(head, num_rows, tmp_path):
     answer = onnx_graph.torch_logits(saved)
     found = int8.agreement(saved, answer, answer)
     lengths = [len(saved.tokenizer(text)["input_ids"]) for text in int8.SAMPLE]
-    assert found.num_answers == (num_rows * len(lengths) if num_rows else sum(lengths))
-    assert (found.top_1, found.cosine) == (1, pytest.approx(1))
+    assert found.num_answers == (num_rows * len(lengths) if num_rows else sum(lengths) - 2 * len(lengths))
+    assert (found.top_1, found.divergence) == (1, pytest.approx(0))
 
 
 def test_a_masked_lm_is_asked_about_masked_tokens(tmp_path):
     saved = heads.make(tmp_path / "model")
-    inputs = int8._sample_inputs(saved, int8.SAMPLE[0])["input_ids"][0]
-    assert (inputs == saved.tokenizer.mask_token_id).sum() == (len(inputs) - 2) // int8.MASK_STRIDE
-    assert (inputs[0], inputs[-1]) == (saved.tokenizer.cls_token_id, saved.tokenizer.sep_token_id)
+    batches = [batch["input_ids"][0] for batch in int8._sample_inputs(saved, int8.SAMPLE[0])]
+    num_masked = sum(batch == saved.tokenizer.mask_token_id for batch in batches)
+    assert num_masked.tolist() == [0, *[1] * (len(batches[0]) - 2), 0]  # each once, and no special one
+    answer = onnx_graph.torch_logits(saved)
+    assert int8.agreement(saved, answer, answer).num_answers == sum(
+        len(saved.tokenizer(text)["input_ids"]) - 2 for text in int8.SAMPLE
+    )

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests import families
 from tests.student_train import runs
 from tests.student_train.export import heads
 from tests.student_train.export.test_task_scores import write_table
+from tests.student_train.worth.records import write_made_up_worth
 
 TEXT = "the old man saw a small bird"
 
@@ -46,10 +48,9 @@ def files_of(folder: Path) -> set[str]:
 
 
 def test_a_run_with_everything(run, tmp_path, capsys):
-    (tmp_path / "worth").mkdir()
-    (tmp_path / "worth" / "worth.md").write_text("| model | retention |\n| --- | --- |\n| ours | 97 % |\n")
+    worth = write_made_up_worth(tmp_path / "worth", paths={"six layers": str(run / "model")})
     output = tmp_path / "out"
-    arguments = ["--onnx", "--int8", "--sentence-embedding", "--worth", str(tmp_path / "worth"), "--json"]
+    arguments = ["--onnx", "--int8", "--sentence-embedding", "--worth", worth, "--json"]
     assert main(["export", str(run), str(output), *arguments]) == 0
     result = json.loads(capsys.readouterr().out)
     assert {*result["num_bytes"], "README.md"} == files_of(output)
@@ -65,13 +66,38 @@ def test_a_run_with_everything(run, tmp_path, capsys):
     assert figures["largest_difference"] <= onnx_graph.TOLERANCE
     assert set(figures["latency_ms"]) == {"PyTorch", "onnx/model.onnx", "onnx/model_int8.onnx"}
     assert all(0 < value < math.inf for value in (*figures["latency_ms"].values(), *figures["speedup"].values()))
-    assert 0.5 < result["int8_agreement"]["cosine"] < 1
+    assert 0 < result["int8_agreement"]["divergence"] < 1
     card = (output / "README.md").read_text()
     assert card.startswith((run / "model" / "README.md").read_text().strip())
     sections = [line for line in card.splitlines() if line.startswith("## ")]
     assert sections[-3:] == ["## What it is worth", "## ONNX", "## Sentence embeddings"]
-    assert "| ours | 97 % |" in card
-    assert f"int8 ranks the same first as float32 in {result['int8_agreement']['top_1']:.1%}" in card
+    assert "This model is six layers." in card
+    assert "- six layers keeps 93." in card
+    assert f"int8 on sample text: the same first as float32 in {result['int8_agreement']['top_1']:.1%}" in card
+    assert main(["export", str(output), str(tmp_path / "again"), "--sentence-embedding"]) == 0
+    again = (tmp_path / "again" / "README.md").read_text()
+    assert "ONNX" not in again, "these files are not here"
+    assert again.count("## Sentence embeddings") == 1
+    assert again.startswith((run / "model" / "README.md").read_text().strip())
+
+
+def test_a_worth_of_other_models_is_refused(run, tmp_path, capsys):
+    worth = write_made_up_worth(tmp_path / "worth")
+    message = f"--worth {worth} does not know {run}; export a model as its worth.yaml names it: teacher (teacher), six"
+    assert message in refusal(capsys, run, tmp_path / "out", "--worth", worth)
+
+
+def test_a_fine_tuned_model_is_told_by_its_place(tmp_path, capsys):
+    worth = write_made_up_worth(tmp_path / "worth")
+    model = heads.save(tmp_path / "worth" / "runs" / "six_layers" / "RTE" / "3e-05-1" / "model", "classification")
+    assert main(["export", str(model), str(tmp_path / "out"), "--worth", worth]) == 0
+    assert "This model was fine-tuned from six layers." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_int8_of_a_regression_is_measured_too(tmp_path, capsys):
+    model = heads.save(tmp_path / "model", "regression")
+    assert main(["export", str(model), str(tmp_path / "out"), "--int8"]) == 0
+    assert re.search(r"differs from float32 by 0\.\d+ in the mean of 12 texts", capsys.readouterr().out)
 
 
 def test_without_options_the_folder_alone(run, tmp_path, capsys):
@@ -119,7 +145,7 @@ def test_a_place_that_holds_something_is_refused(run, tmp_path, capsys):
     [
         (["--task", "task.yaml"], "--task says what int8 loses on a task; add --int8, or leave it out"),
         (["--int8", "--task", "absent.yaml"], "absent.yaml does not exist"),
-        (["--worth", "absent"], "--worth absent holds no worth.md; give the --output of `student-train worth`"),
+        (["--worth", "absent"], "absent holds no worth.json; give what `student-train worth` wrote"),
         (["--push", "user/name"], "--push needs a token of the hub that may write; set HF_TOKEN, or run `hf auth logi"),
         (["--push", "name"], "--push name names no owner; write user/name"),
         (["--push", "a/b/c"], "--push a/b/c is no name of a repository"),

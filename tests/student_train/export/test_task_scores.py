@@ -31,6 +31,7 @@ def write_table(folder: Path, *, num_rows: int = 70) -> str:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {split: str(folder / f"{split}.jsonl") for split in ("train", "dev")}
     columns = {"layout": "table", "text": ["text"], "label": "label", "kind": "classification", "max_length": 32}
+    columns |= {"epochs": 2}  # a line as it stands in a worth.yaml
     path = folder / "words.yaml"
     path.write_text(yaml.safe_dump(files | columns))
     return str(path)

@@ -130,6 +130,26 @@ def test_all_lies_in_a_store(tmp_path, s3):
     assert main(["finetune", write_config(tmp_path, again)]) == 0
 
 
+def test_a_question_without_room_is_told_before_anything_runs(tmp_path, scores, capsys):
+    """Also where its task comes last."""
+    tasks = {kind: tiny.make_task(tmp_path / kind, kind) for kind in ("single", "question_answering")}
+    tasks["question_answering"] |= {"max_length": 14, "stride": 9}
+    assert main(["finetune", write_config(tmp_path, tiny.make_values(tmp_path, tasks=tasks))]) == 2
+    assert capsys.readouterr().err == (
+        "error: task question_answering, model teacher: question 0 is 2 tokens long; with max_length 14 and stride 9 it"
+        " may be 1 tokens at most; raise max_length, or lower stride\n"
+    )
+    assert not list(tmp_path.rglob("runs/*/*/*.json"))
+
+
+def test_a_gpu_that_is_not_there_is_told_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    values = tiny.make_values(tmp_path, execution={"num_workers": 0, "gpus_per_worker": 1})
+    assert main(["finetune", write_config(tmp_path, values)]) == 2
+    assert "execution.gpus_per_worker is 1, but torch" in capsys.readouterr().err
+    assert not Path(values["output"]).exists()
+
+
 def test_all_models_are_kept_where_wanted(tmp_path, scores):
     values = tiny.make_values(tmp_path, lrs=[1e-5, 2e-5], keep_models=True)
     assert main(["finetune", write_config(tmp_path, values)]) == 0

@@ -15,7 +15,7 @@ from student_train.finetune.config import FinetuneConfig
 from student_train.finetune.plan import Run
 from student_train.finetune.run import finetune
 from student_train.finetune.soft_loss import answer_mask, divergence, task_logits
-from student_train.finetune.teacher_logits import TEACHER_LOGITS, read_logits, teachings
+from student_train.finetune.teacher_logits import TEACHER_LOGITS, is_permuted, read_logits, teachings
 from teacher_cache.errors import UserError
 from teacher_cache.format.cache import Cache
 from teacher_cache.pretrained import AUTO_CLASSES
@@ -198,6 +198,39 @@ def test_other_examples_are_refused(pair, change, message, tmp_path, monkeypatch
     made = features(other, "train", families.make_tokenizer())
     with pytest.raises(UserError, match=message):
         read_logits(cache.url, other, made, "six")
+
+
+@pytest.mark.parametrize(
+    ("said", "is_so"),
+    [
+        ([[90, 10], [10, 90]], False),
+        ([[10, 90], [90, 10]], True),
+        ([[0, 10], [0, 10]], False),  # one class for all
+        ([[40, 60], [60, 40]], False),  # chance, or nearly
+        ([[2, 8], [8, 2]], False),  # too few to tell
+        ([[90, 5, 5], [5, 5, 90], [5, 90, 5]], True),
+        ([[0] * 3] * 3, False),
+    ],
+)
+def test_classes_in_another_order_are_told_from_a_weak_teacher(said, is_so):
+    assert is_permuted(np.array(said)) is is_so
+
+
+def test_a_teacher_with_its_classes_in_another_order_is_refused(pair):
+    task, cache = pair
+    made = features(task, "train", families.make_tokenizer())
+    first = [int(logits.argmax()) for logits in read_logits(cache.url, task, made, "six")]
+    others = made.remove_columns("labels").add_column("labels", [1 - label for label in first])
+    with pytest.raises(UserError, match=r"knows the classes of task pair in another order: its teacher agrees with 0%"):
+        read_logits(cache.url, task, others, "six")
+
+
+def test_a_cache_of_other_examples_is_refused_before_anything_runs(pair, tmp_path):
+    task, cache = pair
+    config = make_config(tmp_path, replace(task, config=replace(task.config, max_train_rows=12)), cache)
+    with pytest.raises(UserError, match=r"task t, model taught: .* holds 20 features of task t, model taught has 12"):
+        finetune(config)
+    assert not list(Path(config.output).rglob("runs/*/*/*.json"))
 
 
 def test_a_cache_of_another_task_is_refused_before_anything_runs(pair, tmp_path):
