@@ -40,6 +40,9 @@ class FinetuneTask(TaskConfig):
     epochs: Positive | None = None
     """Passes over its train examples; None: as many as all tasks have. Scores on small tasks are steadier after more
     (Mosbach et al. 2021, arXiv 2006.04884, section 6)."""
+    averaged: bool = True
+    """Whether averages count it. BERT's left out WNLI, where the commonest class was not beaten (arXiv 1810.04805,
+    section 4.1)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

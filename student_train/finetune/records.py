@@ -27,6 +27,8 @@ from teacher_cache.tasks.record import Task, TaskFile
 
 RECIPE_KEY = "finetune.json"
 MODEL_FOLDER = "model"
+NO_CONTENT = ("folder", "train", "dev", "averaged")
+"""Of a task's configuration, as no run depends on them."""
 
 Record = TypeVar("Record")
 
@@ -90,6 +92,10 @@ class TaskRecord:
     """Of its examples."""
     config: dict[str, Any]
     """As `FinetuneTask` takes it."""
+
+    @property
+    def averaged(self) -> bool:
+        return bool(self.config.get("averaged", True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,11 +272,11 @@ def begin(
 
 
 def _content(record: ModelRecord | TaskRecord) -> dict[str, Any]:
-    """What two records of one name must share: where a model or a file lies is no part of it."""
+    """What two records of one name must share: neither where a model or a file lies, nor what averages count."""
     values = asdict(record)
     if isinstance(record, ModelRecord):
         return {key: value for key, value in values.items() if key != "path"}
-    config = {key: value for key, value in record.config.items() if key not in ("folder", "train", "dev")}
+    config = {key: value for key, value in record.config.items() if key not in NO_CONTENT}
     return {key: value for key, value in values.items() if key != "files"} | {"config": config}
 
 

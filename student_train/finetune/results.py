@@ -26,7 +26,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """A model against the reference over the tasks that both have scores of."""
+    """A model against the reference over the tasks that count and that both have scores of."""
 
     tasks: list[str]
     score: float
@@ -62,8 +62,8 @@ def retention(results: Results, model: str, task: str) -> float | None:
 
 
 def average(results: Results, model: str) -> Average | None:
-    """None: there is no task that both have a score of."""
-    names = [task.name for task in results.tasks]
+    """None: there is no task that counts and that both have a score of."""
+    names = [task.name for task in results.tasks if task.averaged]
     pairs = {name: (cell(results, model, name), cell(results, results.reference, name)) for name in names}
     medians = {name: (own.median, theirs.median) for name, (own, theirs) in pairs.items() if own and theirs}
     if not medians:

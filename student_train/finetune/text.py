@@ -10,6 +10,7 @@ from student_train.finetune.results import Cell, average, cell, retention
 from teacher_cache.shell.command import table
 
 NOTHING = "-"
+NOT_AVERAGED = " (not averaged)"
 
 
 def line(run: Run, outcome: RunRecord | str, metric: str) -> str:
@@ -33,7 +34,7 @@ def render(result: dict[str, Any]) -> str:
 
 def tables(results: Results) -> str:
     """Scores, and what of the reference's each model keeps."""
-    header = ["model", *(task.name for task in results.tasks), "average"]
+    header = ["model", *(f"{task.name}{'' if task.averaged else NOT_AVERAGED}" for task in results.tasks), "average"]
     scores = [[model.name, *_scores(results, model.name)] for model in results.models]
     kept = [[model.name, *_kept(results, model.name)] for model in results.models if model.name != results.reference]
     how = f"median of {len(results.seeds)} seed(s) ± half of their range, the best learning rate each"

@@ -84,7 +84,7 @@ def _tradeoff(worth: Worth, key: str, title: str, x_label: str, cost: Callable[[
     for place, model in enumerate(worth.models):
         x, retention = cost(model), model.average.retention if model.average else None
         if x is not None and model.average and retention is not None:
-            is_whole = set(model.average.tasks) == {task.name for task in worth.tasks}
+            is_whole = len(model.average.tasks) == worth.num_averaged
             series.append(Series(place=place, name=model.name, xs=(x,), ys=(retention / 100,), is_sound=is_whole))
     return Figure(
         key=f"worth-{key}",

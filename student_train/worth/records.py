@@ -113,6 +113,8 @@ class TaskWorth:
     metric: str
     """Which `Score` is of."""
     num_dev: int
+    averaged: bool = True
+    """Whether averages count it."""
 
 
 QUIET_LOAD = 0.25
@@ -149,6 +151,11 @@ class Worth:
     """What is missing, and what that means."""
     speeds: Speeds | None
     """None: they were not measured."""
+
+    @property
+    def num_averaged(self) -> int:
+        """Tasks that averages count."""
+        return sum(task.averaged for task in self.tasks)
 
     @property
     def students(self) -> list[ModelWorth]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+from student_train.finetune.text import NOT_AVERAGED
 from student_train.report.text import MISSING, duration, size
 from student_train.worth.records import CacheCost, ModelWorth, Score, Speed, Speeds, TaskWorth, Worth, from_plain
 from teacher_cache.shell import command
@@ -73,7 +74,7 @@ def _headline(model: ModelWorth, worth: Worth) -> str:
     fast = [f"{speed.speedup:.2f} times as fast on CPU ({_batch(speed)} tokens)" for speed in speeds[:1]]
     is_finished = all(score.is_finished for of in (model, reference) for score in of.scores.values())
     keeps = f"{'keeps' if is_finished else 'so far keeps'} {kept:.1f} % of {reference.name}'s average score"
-    return ", ".join([f"{keeps}{_of_tasks(model, worth.tasks)} with {parameters}", *fast])
+    return ", ".join([f"{keeps}{_of_tasks(model, worth)} with {parameters}", *fast])
 
 
 def tables(worth: Worth) -> list[Table]:
@@ -86,7 +87,7 @@ def _scores(worth: Worth) -> Table:
     return Table(
         title="Scores, per cent",
         note="On dev: median of the seeds (least to most); the average is that of the medians.",
-        header=["model", *(f"{task.name}, {task.metric.replace('_', ' ')}" for task in worth.tasks), "average"],
+        header=["model", *(f"{_task(task)}, {task.metric.replace('_', ' ')}" for task in worth.tasks), "average"],
         rows=[
             [model.name, *(_score(model.scores.get(task.name)) for task in worth.tasks), _average_score(model, worth)]
             for model in worth.models
@@ -94,12 +95,16 @@ def _scores(worth: Worth) -> Table:
     )
 
 
+def _task(task: TaskWorth) -> str:
+    return task.name if task.averaged else f"{task.name}{NOT_AVERAGED}"
+
+
 def _score(score: Score | None) -> str:
     return MISSING if score is None else _with_spread(score.median, score.least, score.most)
 
 
 def _average_score(model: ModelWorth, worth: Worth) -> str:
-    return MISSING if model.average is None else f"{model.average.score:.1f}{_of_tasks(model, worth.tasks)}"
+    return MISSING if model.average is None else f"{model.average.score:.1f}{_of_tasks(model, worth)}"
 
 
 def _retention(worth: Worth) -> Table:
@@ -107,7 +112,7 @@ def _retention(worth: Worth) -> Table:
         title=f"Retention, per cent of {worth.reference}",
         note="Median by median (least to most over all pairs of seeds); average score by average score, over the same "
         "tasks.",
-        header=["model", *(task.name for task in worth.tasks), "average"],
+        header=["model", *(_task(task) for task in worth.tasks), "average"],
         rows=[
             [
                 model.name,
@@ -128,13 +133,13 @@ def _retained(score: Score | None) -> str:
 def _average_retention(model: ModelWorth, worth: Worth) -> str:
     if model.average is None or model.average.retention is None:
         return MISSING
-    return f"{model.average.retention:.1f}{_of_tasks(model, worth.tasks)}"
+    return f"{model.average.retention:.1f}{_of_tasks(model, worth)}"
 
 
-def _of_tasks(model: ModelWorth, tasks: Sequence[TaskWorth]) -> str:
-    """Said where an average is not over all tasks."""
+def _of_tasks(model: ModelWorth, worth: Worth) -> str:
+    """Said where an average is not over all tasks that count."""
     num_shared = len(model.average.tasks) if model.average else 0
-    return "" if num_shared == len(tasks) else f" ({num_shared} of {len(tasks)} tasks)"
+    return "" if num_shared == worth.num_averaged else f" ({num_shared} of {worth.num_averaged} tasks)"
 
 
 def _with_spread(value: float, least: float | None, most: float | None) -> str:

@@ -69,7 +69,9 @@ def make_worth(place: str, results: Results, speeds: Speeds | None) -> Worth:
         results=Store(place).url,
         reference=results.reference,
         tasks=[
-            TaskWorth(name=task.name, kind=task.kind, metric=task.metrics[0], num_dev=task.num_dev)
+            TaskWorth(
+                name=task.name, kind=task.kind, metric=task.metrics[0], num_dev=task.num_dev, averaged=task.averaged
+            )
             for task in results.tasks
         ],
         models=[_model_worth(results, model) for model in reference_first(results)],

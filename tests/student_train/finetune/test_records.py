@@ -74,7 +74,8 @@ def test_a_score_that_is_no_number_cannot_be_written(store):
 def test_models_and_tasks_may_come_move_and_go(store):
     moved = [model_of("teacher", path="/elsewhere"), model_of("new")]
     files = [TaskFile(name="s3://data/x.tsv.zst", num_bytes=2, sha256="2" * 64)]
-    tasks = [task_of("x", files=files, config={"layout": "SST-2", "folder": "s3://data"}), task_of("new")]
+    tasks = [task_of("x", files=files, config={"layout": "SST-2", "folder": "s3://data", "averaged": False})]
+    tasks.append(task_of("new"))
     recipe = replace(RECIPE, models=["teacher", "new"], tasks=["x", "new"], lrs=[5e-5], seeds=[1, 2, 3])
     records.begin(store, recipe, moved, tasks, {})
     assert read_results(store).models == moved

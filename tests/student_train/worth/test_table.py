@@ -4,9 +4,12 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from student_train.finetune.records import read_results, write
 from student_train.worth.records import CacheCost, Cost, ModelWorth, Worth
 from student_train.worth.table import headlines, markdown, render, tables
 from student_train.worth.worth import make_worth
+from teacher_cache.storage.store import Store
+from tests.student_train.finetune.made import task_of
 from tests.student_train.worth.records import SCORES, speeds, write_results
 
 COST = Cost(
@@ -107,6 +110,18 @@ def test_an_average_over_fewer_tasks_says_so(tmp_path):
     text = render(asdict(worth))
     assert "note: six layers has no score on CoLA, STS-B, RTE: its average is over the others" in text
     assert "Speed" not in text
+
+
+def test_a_task_that_does_not_count_is_told_and_not_averaged(tmp_path):
+    write_results(tmp_path)
+    store = Store(str(tmp_path))
+    write(store, task_of("RTE", config={"averaged": False}))
+    worth = make_worth(str(tmp_path), read_results(store), None)
+    assert cells(worth, "Scores", "six layers")[-2:] == ["60.0 (59.0 to 62.0)", f"{(51 + 91 + 87) / 3:.1f}"]
+    assert cells(worth, "Retention", "six layers")[-1] == f"{100 * (51 + 91 + 87) / (57 + 93 + 89):.1f}"
+    assert "RTE (not averaged), accuracy" in tables(worth)[0].header
+    assert "RTE (not averaged)" in tables(worth)[1].header
+    assert "of 3 tasks" not in render(asdict(worth))
 
 
 def test_a_worth_of_the_reference_alone_has_its_scores_and_size(tmp_path):
