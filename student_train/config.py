@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from teacher_cache.format.spec import Url
 from teacher_cache.shell.settings import STRICT
-from teacher_cache.storage.urls import normal_url
+from teacher_cache.storage.urls import normal_url, refuse_url
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -30,6 +30,8 @@ class StudentConfig:
     dropout: Share = 0.1
     frozen_embeddings: bool = False
     """Embeddings keep their starting weights, and with them the output head's decoder, which is tied to them."""
+
+    _no_url = field_validator("initial_weights")(refuse_url)
 
     @property
     def initial_folder(self) -> str | None:

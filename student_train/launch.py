@@ -17,6 +17,7 @@ import torch
 from student_train.config import StudentSpec
 from student_train.console import Console, say
 from student_train.loop import DivergedError, Trainer
+from student_train.order import NUM_LANES
 from student_train.rank import Rank
 from student_train.run_folder import TrainSummary
 from student_train.sources import idle_workers
@@ -25,6 +26,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.shell.ray_session import gpus_each, ray_session, takes_gpu, tell_room
 from teacher_cache.shell.settings import parse, to_dict
 from teacher_cache.storage.store import Store, normal_url
+from teacher_cache.storage.urls import refuse_secrets
 
 SQLITE = "sqlite:///"
 """Of MLflow: a database in a file."""
@@ -79,11 +81,22 @@ def with_absolute_paths(spec: StudentSpec) -> StudentSpec:
         student = replace(student, initial_weights=normal_url(student.initial_folder))
     if execution.disk_cache is not None:
         execution = replace(execution, disk_cache=normal_url(execution.disk_cache))
+    if execution.mlflow is not None:
+        _check_mlflow(execution.mlflow)
     if execution.mlflow is not None and execution.mlflow.startswith(SQLITE):
         path = os.path.abspath(execution.mlflow.removeprefix(SQLITE))
         execution = replace(execution, mlflow=f"{SQLITE}{path}")
     caches = tuple(normal_url(url) for url in spec.caches)
     return replace(spec, caches=caches, output=normal_url(spec.output), student=student, execution=execution)
+
+
+def _check_mlflow(uri: str) -> None:
+    try:
+        refuse_secrets(uri)
+    except UserError as error:
+        raise UserError(
+            f"execution.mlflow: {error}: MLflow reads MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        ) from None
 
 
 def check(spec: StudentSpec) -> Checked:
@@ -95,10 +108,13 @@ def check(spec: StudentSpec) -> Checked:
     trainer = Trainer(spec, device=torch.device("cpu"), rank=Rank())
     progress = trainer.check_output(Store(spec.output))
     if num_idle := idle_workers(trainer.caches, spec.execution.max_workers):
-        say(
-            f"{num_idle} of {spec.execution.max_workers} workers will have nothing to read: a view has too few shards;"
-            " lower execution.num_workers, or build with smaller units (unit_sequences)"
+        most = spec.execution.max_workers
+        why = (
+            f"a run reads in {NUM_LANES} lanes; lower execution.num_workers to {NUM_LANES}"
+            if num_idle == most - NUM_LANES
+            else "a view has too few shards; lower execution.num_workers, or build with smaller units (unit_sequences)"
         )
+        say(f"{num_idle} of {most} workers will have nothing to read: {why}")
     return Checked(num_views=progress.num_views if progress else trainer.num_views, num_steps=trainer.num_steps)
 
 

@@ -26,7 +26,7 @@ from teacher_cache.format.spec import (
 )
 from teacher_cache.shell import settings
 from teacher_cache.shell.settings import STRICT
-from teacher_cache.storage.urls import folders
+from teacher_cache.storage.urls import folders, refuse_url
 from teacher_cache.tasks.config import TaskConfig
 
 MAX_UNIT_SEQUENCES = 2**16
@@ -57,6 +57,8 @@ class TeacherConfig:
     """Hub commit, tag or branch; None is the hub's main."""
     dtype: Dtype = "float32"
     """What the encoder computes in."""
+
+    _no_url = field_validator("model")(refuse_url)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

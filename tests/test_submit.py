@@ -193,6 +193,11 @@ class TestCommandLines:
             (teacher_cache.cli.main, SPEC | {"cache": "here"}, "error: cache: here is relative to this folder"),
             (teacher_cache.cli.main, SPEC | {"corpus": {"paths": ["a.txt"]}}, "error: corpus.paths: a.txt is relative"),
             (student_train.cli.main, {"caches": ["c"], "output": "s3://b/r"}, "error: caches: c is relative"),
+            (
+                student_train.cli.main,
+                {"caches": ["s3://b/c"], "output": "${oc.env:SECRET_URL}"},
+                "error: output: s3://…@b/r carries a password",
+            ),
             (student_train.cli.main, {"caches": ["/c"], "output": "./r"}, "error: output: ./r is relative"),
         ],
     )
@@ -202,8 +207,10 @@ class TestCommandLines:
         values: dict[str, Any],
         message: str,
         tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
+        monkeypatch.setenv("SECRET_URL", "s3://me:pw@b/r")
         assert main(["submit", write(tmp_path, "c.yaml", values)]) == 2
         assert capsys.readouterr().err.startswith(message)
 

@@ -37,8 +37,9 @@ def push(name: str, folder: Path, *, output: str) -> str:
             delete_patterns="*",  # graphs and cards of another model; the repository's history keeps them
         )
     except (HTTPError, OSError) as error:
+        again = "export to another, empty folder" if "://" in output else f"`hf upload {name} {output} --delete '*'`"
         raise UserError(
             f"--push {name} failed, the export is whole at {output}: {' '.join(str(error).split())}; when that is"
-            f" mended, `hf upload {name} {output}` pushes it"
+            f" mended, {again} pushes it"
         ) from None
     return str(url)

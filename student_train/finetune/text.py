@@ -29,7 +29,13 @@ def _ended(outcome: RunRecord | str, metric: str) -> str:
 def render(result: dict[str, Any]) -> str:
     """A `FinetuneResult` in plain values: where it lies, its tables, and which runs failed."""
     failed = [f"{key} failed: {reason}" for key, reason in result["errors"].items()]
-    return "\n\n".join([result["output"], tables(TypeAdapter(Results).validate_python(result["results"])), *failed])
+    results = TypeAdapter(Results).validate_python(result["results"])
+    return "\n\n".join([result["output"], tables(results), *_folders(results), *failed])
+
+
+def _folders(results: Results) -> list[str]:
+    rows = [[run.model, run.task, f"{run.lr:g}", str(run.seed), run.folder] for run in results.runs if run.folder]
+    return [table(["fine-tuned", "task", "lr", "seed", "lies in"], rows)] if rows else []
 
 
 def tables(results: Results) -> str:

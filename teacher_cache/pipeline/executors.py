@@ -51,7 +51,9 @@ class OnRay:
     """Ray Data: tasks of one CPU each, and a pool of actors."""
 
     def __init__(self, execution: ExecutionConfig, cpus_each: int) -> None:
-        self._execution, self._cpus_each = execution, cpus_each
+        workers = execution.num_workers
+        self._least, self._most = workers if isinstance(workers, tuple) else (workers, workers)
+        self._cpus_each, self._num_gpus = cpus_each, gpus_each(execution.gpus_per_worker, self._least)
 
     def tasks(self, items: Sequence[Item], work: Callable[[Item], Item]) -> Iterator[Item]:
         yield from self._map(items, work, num_cpus=1)
@@ -59,16 +61,12 @@ class OnRay:
     def actors(self, items: Iterable[Item], worker: type, arguments: dict[str, Any]) -> Iterator[Item]:
         import ray
 
-        workers = self._execution.num_workers
-        least = workers[0] if isinstance(workers, tuple) else workers
-        num_gpus = gpus_each(self._execution.gpus_per_worker, least)
-        tell_room(least, num_cpus=self._cpus_each, num_gpus=num_gpus)
+        tell_room(self._least, num_cpus=self._cpus_each, num_gpus=self._num_gpus)
         left = iter(items)
         while wave := list(islice(left, WAVE_ITEMS)):
-            least, most = workers if isinstance(workers, tuple) else (min(workers, len(wave)),) * 2
             pool = ray.data.ActorPoolStrategy(
-                min_size=least,
-                max_size=most,
+                min_size=min(self._least, len(wave)),
+                max_size=min(self._most, len(wave)),
                 max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
                 enable_true_multi_threading=True,
             )
@@ -77,8 +75,8 @@ class OnRay:
                 worker,
                 compute=pool,
                 num_cpus=self._cpus_each,
-                num_gpus=num_gpus or None,
-                fn_constructor_kwargs={"on_gpu": num_gpus > 0, "num_threads": self._cpus_each, **arguments},
+                num_gpus=self._num_gpus or None,
+                fn_constructor_kwargs={"on_gpu": self._num_gpus > 0, "num_threads": self._cpus_each, **arguments},
             )
 
     def _map(self, items: Sequence[Item], work: Any, **resources: Any) -> Iterator[Item]:

@@ -35,6 +35,11 @@ def ray_session(*, address: str | None, num_cpus: int, log_to_driver: bool) -> I
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     cluster = address or os.environ.get("RAY_ADDRESS")
+    if cluster and cluster.startswith(("http://", "https://")):
+        raise UserError(
+            f"{cluster} is a job server's address, which `submit` takes; "
+            + ("set execution.address to a cluster" if address else "unset RAY_ADDRESS for work on this machine")
+        )
     on_sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
         if cluster:

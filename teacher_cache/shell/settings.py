@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from teacher_cache.errors import UserError
+from teacher_cache.storage.urls import redacted
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict, ValidationError
@@ -111,7 +112,7 @@ def _line(item: Any, spec_type: type) -> str:
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"  {where}: unknown key; valid keys here: {', '.join(_fields_at(spec_type, item['loc'][:-1]))}"
     message = item["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
-    given = "" if item["type"] in ("missing", "missing_argument") else f" (got {item['input']!r})"
+    given = "" if item["type"] in ("missing", "missing_argument") else redacted(f" (got {item['input']!r})")
     return f"  {where}: {message}{given}" if where else f"  {message}"
 
 

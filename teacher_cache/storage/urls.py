@@ -24,7 +24,7 @@ def normal_url(url: str) -> str:
     if _NO_PLACE.fullmatch(url):
         raise UserError(f"{url!r} is no folder and no URL; write scheme://bucket/prefix, or a folder as ./{url}")
     if "://" in url and not url.startswith("file://"):
-        _refuse_secrets(url)
+        refuse_secrets(url)
         return url.rstrip("/")
     return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
 
@@ -34,12 +34,27 @@ def folders(*names: str | None) -> tuple[str, ...]:
     return tuple(name for name in names if name and os.path.isdir(os.path.expanduser(name)))
 
 
+def refuse_url(name: str) -> str:
+    """A folder or a hub's name, as it is; for what is loaded by libraries that know no object storage.
+
+    Raises:
+        ValueError: it is a URL.
+    """
+    if "://" in name:
+        raise ValueError(
+            f"{redacted(name)} is a URL, and only a folder or a hub name is read here; `student-train export` copies a"
+            " model from a URL to a folder"
+        )
+    return name
+
+
 def redacted(text: str) -> str:
     """A text, for example an error's, without passwords and signatures of the URLs in it."""
     return _QUERY_SECRET.sub(r"\1…", _PASSWORD.sub("…@", text))
 
 
-def _refuse_secrets(url: str) -> None:
+def refuse_secrets(url: str) -> None:
+    """Raises UserError where a URL carries a password or a query, such as a signature."""
     shown = redacted(url)
     if urlsplit(url).password is not None:
         raise UserError(f"{shown} carries a password, which would be written down; give credentials by the environment")

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from student_train.launch import train
+from student_train.config import StudentSpec
+from student_train.launch import check, train
 from student_train.loop import Trainer
 from student_train.sources import idle_workers
 from teacher_cache.errors import UserError
-from teacher_cache.shell.settings import load
+from teacher_cache.shell.settings import load, parse
 from teacher_cache.storage.store import Store
 from tests import caches, families
 from tests.student_train import runs
@@ -104,6 +105,30 @@ def test_workers_without_a_shard_are_counted(default_cache, num_workers, num_idl
 
 def test_there_are_no_more_workers_than_lanes(default_cache):
     assert idle_workers([default_cache] * 20, 64) == 4
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/teacher", "https://user:pw-secret@host/teacher"])
+def test_a_url_of_starting_weights_is_refused(name):
+    with pytest.raises(UserError, match="is a URL, and only a folder or a hub name is read here") as refused:
+        parse(StudentSpec, {"caches": ["c"], "output": "o", "student": {"initial_weights": name}})
+    assert "secret" not in str(refused.value)
+
+
+def test_a_password_of_mlflow_is_refused_and_not_told(default_cache, tmp_path):
+    execution = runs.make_execution(mlflow="http://me:pw-secret@127.0.0.1:9")
+    with pytest.raises(
+        UserError, match=r"execution\.mlflow: .* carries a password.*MLFLOW_TRACKING_USERNAME"
+    ) as refused:
+        train(runs.make_spec(default_cache, tmp_path / "run", steps=1, execution=execution))
+    assert "secret" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_workers_than_lanes_are_told_of_lanes(default_cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("student_train.launch.idle_workers", lambda caches, num_workers: num_workers - 60)
+    execution = runs.make_execution(num_workers=64)
+    check(runs.make_spec(default_cache, tmp_path / "run", steps=1, execution=execution))
+    assert "4 of 64 workers will have nothing to read: a run reads in 60 lanes; lower" in capsys.readouterr().err
 
 
 @pytest.mark.ray

@@ -18,3 +18,12 @@ def test_a_local_ray_that_does_not_start_in_time_is_one_message(monkeypatch: pyt
         ray_session(address=None, num_cpus=1, log_to_driver=False),
     ):
         pass
+
+
+def test_a_job_servers_address_is_no_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://localhost:8265")
+    with (
+        pytest.raises(UserError, match=r"http://localhost:8265 is a job server's address.*unset RAY_ADDRESS"),
+        ray_session(address=None, num_cpus=1, log_to_driver=False),
+    ):
+        pass

@@ -13,7 +13,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.format.documents import digest_of
 from teacher_cache.shell.settings import to_dict
 from teacher_cache.shell.submit.config import ClusterConfig
-from teacher_cache.storage.urls import redacted
+from teacher_cache.storage.urls import normal_url, redacted
 
 PACKAGES = ("teacher_cache", "student_train")
 DIGEST_DIGITS = 12
@@ -82,7 +82,7 @@ def make_job(
     if secrets := [line.strip() for line in redacted(text).splitlines() if line not in text.splitlines()]:
         raise UserError(
             f"a URL holds a password or a signature, which all who may see the job would read: {secrets[0]}; "
-            "write ${oc.env:NAME} there, and NAME under `env` in the cluster's file (--cluster)"
+            "give credentials by environment variables, named under `env` in the cluster's file (--cluster)"
         )
     return Job(
         name=job_name(command, spec),
@@ -126,15 +126,20 @@ def check_places(places: Mapping[str, Iterable[str]]) -> None:
     """Refuses places, by key of the configuration, that a job cannot find.
 
     Raises:
-        UserError: one is relative to the folder that this process runs in.
+        UserError: one is relative to the folder that this process runs in, or carries a password or a signature.
     """
     for key, urls in places.items():
         for url in urls:
             if "://" not in url and not Path(url).is_absolute():
+                or_url = "" if key.endswith(("model", "hub", "initial_weights")) else "a URL (s3://…), or "
                 raise UserError(
-                    f"{key}: {url} is relative to this folder, which a job does not have; write a URL (s3://…), or an "
-                    "absolute path of a folder that all machines of the cluster share"
+                    f"{key}: {url} is relative to this folder, which a job does not have; write {or_url}an absolute "
+                    "path of a folder that all machines of the cluster share"
                 )
+            try:
+                normal_url(url)
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from None
 
 
 def attempt_id(name: str, attempt: int) -> str:

@@ -114,6 +114,6 @@ def test_a_refusal_of_the_hub_leaves_the_export(hub, tmp_path):
     assert done.returncode == 2
     assert f"error: --push {NAME} failed, the export is whole at {tmp_path}/out: " in done.stderr
     assert "no right to write" in done.stderr
-    assert f"`hf upload {NAME} {tmp_path}/out` pushes it" in done.stderr
+    assert f"`hf upload {NAME} {tmp_path}/out --delete '*'` pushes it" in done.stderr
     assert TOKEN not in done.stderr
     assert (tmp_path / "out" / "config.json").exists()
