@@ -28,6 +28,7 @@ class StudentConfig:
     initial_weights: str = "teacher"
     """`teacher`, `random`, or the folder of a student to go on from."""
     dropout: Share = 0.1
+    """While it is distilled; what comes out has the teacher's in its config.json, for fine-tuning."""
     frozen_embeddings: bool = False
     """Embeddings keep their starting weights, and with them the output head's decoder, which is tied to them."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from student_train.config import StudentConfig
@@ -53,6 +54,7 @@ def build_student(teacher_folder: Path, spec: StudentConfig) -> PreTrainedModel:
         UserError: layers, width, heads or vocabulary do not fit; an unsupported family; no such folder.
     """
     student = _starting_student(teacher_folder, spec)
+    _set_dropout(student, spec.dropout)
     if spec.frozen_embeddings:
         student.base_model.embeddings.requires_grad_(False)
     return student
@@ -122,7 +124,7 @@ def _student_config(teacher: PreTrainedConfig, num_layers: int, spec: StudentCon
             f"student.width {config.hidden_size} is not divisible by {config.num_attention_heads} attention heads;"
             " choose student.num_heads among its divisors"
         )
-    return _with_dropout(config, spec.dropout)
+    return config
 
 
 def _distilbert_config(teacher: PreTrainedConfig) -> DistilBertConfig:
@@ -133,16 +135,18 @@ def _distilbert_config(teacher: PreTrainedConfig) -> DistilBertConfig:
         n_heads=teacher.num_attention_heads,
         hidden_dim=teacher.intermediate_size,
         activation=teacher.hidden_act,
+        dropout=teacher.hidden_dropout_prob,
+        attention_dropout=teacher.attention_probs_dropout_prob,
         initializer_range=teacher.initializer_range,
         pad_token_id=teacher.pad_token_id,
     )
 
 
-def _with_dropout(config: PreTrainedConfig, dropout: float) -> PreTrainedConfig:
-    distilbert = config.model_type == "distilbert"
-    setattr(config, "dropout" if distilbert else "hidden_dropout_prob", dropout)
-    setattr(config, "attention_dropout" if distilbert else "attention_probs_dropout_prob", dropout)
-    return config
+def _set_dropout(student: PreTrainedModel, dropout: float) -> None:
+    """While it is distilled; its config.json keeps the teacher's, which fine-tuning then starts with."""
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
 
 
 def _new_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -189,7 +193,7 @@ def _load_student(folder: Path, teacher: PreTrainedConfig, spec: StudentConfig) 
     model, report = _read_folder(
         AutoModelForMaskedLM,
         folder,
-        config=_with_dropout(config, spec.dropout),
+        config=config,
         dtype=torch.float32,
         attn_implementation="sdpa",
         use_safetensors=True,

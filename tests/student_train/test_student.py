@@ -112,20 +112,22 @@ def test_named_layers_are_the_ones_taken(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_defaults_are_half_the_layers_and_the_given_dropout(family, tmp_path):
+def test_defaults_are_half_the_layers(family, tmp_path):
     families.save_pretrained(tmp_path, family)
-    config = build_student(tmp_path, StudentConfig(dropout=0.25)).config
-    assert config.num_hidden_layers == 2
-    values = config.to_dict()
-    names = (
-        ("dropout", "attention_dropout")
-        if config.model_type == "distilbert"
-        else (
-            "hidden_dropout_prob",
-            "attention_probs_dropout_prob",
-        )
-    )
-    assert [values[name] for name in names] == [0.25, 0.25]
+    assert build_student(tmp_path, StudentConfig()).config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_dropout_is_the_given_one_in_training_and_the_teachers_in_what_is_saved(family, tmp_path):
+    of_teacher = {"hidden_dropout_prob": 0.15, "attention_probs_dropout_prob": 0.05}
+    if family == "distilbert":
+        of_teacher = {"dropout": 0.15, "attention_dropout": 0.05}
+    families.save_pretrained(tmp_path, family, **of_teacher)
+    student = build_student(tmp_path, StudentConfig(dropout=0.25))
+    assert {module.p for module in student.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+    values = student.config.to_dict()
+    saved = [values[name] for name in ("dropout", "attention_dropout", *of_teacher) if name in values]
+    assert saved[:2] == [0.15, 0.05]
 
 
 def test_bfloat16_teacher_gives_a_float32_student(tmp_path):
@@ -186,10 +188,8 @@ def test_going_on_from_a_saved_student(tmp_path):
     families.save_pretrained(tmp_path / "teacher")
     student = build_student(tmp_path / "teacher", StudentConfig(num_layers=3))
     student.save_pretrained(tmp_path / "student")
-    spec = StudentConfig(initial_weights=str(tmp_path / "student"), dropout=0.3)
-    again = build_student(tmp_path / "teacher", spec)
+    again = build_student(tmp_path / "teacher", StudentConfig(initial_weights=str(tmp_path / "student")))
     torch.testing.assert_close(logits_of(again, "bert"), logits_of(student, "bert"), rtol=0, atol=0)
-    assert (again.config.dropout, again.config.attention_dropout) == (0.3, 0.3)
 
 
 @pytest.mark.parametrize(
