@@ -1,7 +1,7 @@
 """What each part of the recipe is worth: students of one teacher, each with one thing done otherwise.
 
     python -m infra.bench.ablations [--quick] [--json] [--teacher DIR --corpus GLOB --heldout FILE] [--steps N]
-        [--seeds N] [--sst2 DIR] [--only NAME…] [--work DIR] [KEY=VALUE…]
+        [--seeds N] [--sst2 DIR] [--only NAME…] [--work DIR] [--plot PNG] [KEY=VALUE…]
 
 All students learn for as many steps, and those of one cache and seed from the same sequences in the same order; one
 view differs from three once there is a second epoch. They are held against each other by masked-LM loss and accuracy on
@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from infra.bench import held_out, outcome, output, plan, training
+from infra.bench import ablations_plot, held_out, outcome, output, plan, training
 from student_train.config import StudentSpec
 from student_train.finetune.config import FinetuneConfig, safe_name
 from student_train.finetune.results import cell
@@ -114,7 +114,7 @@ def _show(item: object) -> None:
         output.say(f"  step {item.step}: loss {item.losses['total']:.3f}, {item.seconds:.0f} s")
 
 
-def finetuned(work: Path, students: Mapping[str, str], folder: Path) -> dict[str, float]:
+def finetuned(work: Path, students: Mapping[str, str], folder: Path, dtype: str) -> dict[str, float]:
     """Accuracy on SST-2's dev set as a share, by student: one learning rate and seed each, as students have seeds.
 
     Raises:
@@ -126,6 +126,7 @@ def finetuned(work: Path, students: Mapping[str, str], folder: Path) -> dict[str
         "tasks": {SST2: sst2_values(folder)},
         "lrs": [1e-4],
         "seeds": [1],
+        "dtype": dtype,
         "execution": {"num_workers": 0},
     }
     done = finetune(settings.parse(FinetuneConfig, values))
@@ -166,7 +167,8 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         runs += _make_students(work, variant, caches[variant.unmasked], options)
     students = {f"{each['arm']}, seed {each['seed']}": each["folder"] for each in runs}
     looked = {row["model"]: row for row in held_out.compare(students, first, heldout)}
-    scores = finetuned(work, students, options.sst2) if options.sst2 else {}
+    dtype = make_spec(work, every[0], first.url, 0, options).dtype
+    scores = finetuned(work, students, options.sst2, dtype) if options.sst2 else {}
     for name, each in zip(students, runs, strict=True):
         each |= {figure: looked[name][figure] for figure in ("loss", "accuracy")}
         each |= {SST2: scores.get(name, math.nan)} if options.sst2 else {}
@@ -242,6 +244,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sst2", type=Path, metavar="DIR", help="GLUE's train.tsv and dev.tsv, to fine-tune on")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="variants whose name holds one of these")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where caches and students stay")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a figure")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of all students")
     options = parser.parse_args(arguments)
     given = (options.teacher, options.corpus, options.heldout)
@@ -259,6 +262,8 @@ def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory() as temporary, output.errors():
         found = run(options, (options.work or Path(temporary)).resolve())
+        if options.plot:
+            ablations_plot.plot(found["figures"]["arms"], options.plot)
     output.show(found, render(found), as_json=options.json)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib import image
 
-from infra.bench import plan
+from infra.bench import ablations_plot, plan
 from infra.bench.ablations import WHOLE, Variant, chosen, make_spec, parse, render, result, run, variants
 from student_train.config import StudentSpec
 from student_train.report.compare import flat
@@ -60,7 +61,7 @@ def test_some_can_be_chosen_and_the_whole_recipe_always_is():
     assert chosen(EVERY, ()) == list(EVERY)
 
 
-def test_rows_stand_beside_the_whole_recipe_at_the_same_seed_and_the_paper():
+def test_rows_stand_beside_the_whole_recipe_at_the_same_seed_and_the_paper(tmp_path):
     runs = [
         {"arm": arm, "seed": seed, "bytes": 30.0, "epochs": 2.0, "loss": loss + seed, "accuracy": 0.5, "SST-2": 0.9}
         for arm, loss in {WHOLE: 4.0, "without cosine": 5.0}.items()
@@ -71,9 +72,14 @@ def test_rows_stand_beside_the_whole_recipe_at_the_same_seed_and_the_paper():
     row = found["figures"]["arms"][1]
     assert (row["loss_gap"], row["loss_gap_deviation"], row["published"]) == (1.0, 0.0, -1.46)
     assert [cell for cell in render(found).splitlines()[2].split("  ") if cell][-1].strip() == "-1.46"
+    ablations_plot.plot(found["figures"]["arms"], tmp_path / "with.png")
     for each in runs:
         del each["SST-2"]
-    assert "SST-2" not in render(result(runs, {WHOLE: 0.0, "without cosine": -1.46}, parse(["--quick"])))
+    without = result(runs, {WHOLE: 0.0, "without cosine": -1.46}, parse(["--quick"]))
+    assert "SST-2" not in render(without)
+    ablations_plot.plot(without["figures"]["arms"], tmp_path / "without.png")
+    wide, narrow = (image.imread(tmp_path / f"{name}.png").shape[1] for name in ("with", "without"))
+    assert wide > narrow, "a panel more"
 
 
 @pytest.mark.parametrize(
