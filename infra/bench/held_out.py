@@ -8,6 +8,7 @@ Shapes: L masked positions of a batch, V vocabulary.
 import argparse
 import itertools
 import json
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from student_train.student import encode_student
 from teacher_cache import open_cache
 from teacher_cache.corpus.sequences import sequences
 from teacher_cache.errors import UserError
@@ -27,10 +29,11 @@ from teacher_cache.format.spec import KeepConfig, MaskingConfig
 from teacher_cache.inspect import info
 from teacher_cache.masking import MaskedSequence, mask_sequence
 from teacher_cache.targets.batching import pad
+from teacher_cache.targets.heads import head_logits, head_of
 from teacher_cache.units import vocabulary_of
 
 HELD_OUT_SEED = 1
-BATCH_SEQUENCES = 64
+BATCH_SEQUENCES, TIMED_BATCHES = 64, 3
 
 
 def held_out(path: Path, tokenizer: Any, sequence_length: int, *, most: int | None = None) -> list[MaskedSequence]:
@@ -53,29 +56,40 @@ def held_out(path: Path, tokenizer: Any, sequence_length: int, *, most: int | No
 @torch.inference_mode()
 def answers(
     model: PreTrainedModel, masked: Sequence[MaskedSequence], pad_id: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
-    """Batch by batch: [L, V] float32 logits at the masked positions, their [L] labels, seconds of the forward pass."""
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batch by batch: [L, V] float32 logits at the masked positions, and their [L] labels."""
+    head = head_of(model)
     for start in range(0, len(masked), BATCH_SEQUENCES):
         batch = masked[start : start + BATCH_SEQUENCES]
         input_ids, attention_mask = pad([sequence.input_ids for sequence in batch], pad_id)
-        begin = time.perf_counter()
-        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
-        seconds = time.perf_counter() - begin
+        hidden = encode_student(model, input_ids, attention_mask)
         rows = np.repeat(np.arange(len(batch)), [len(sequence.label_positions) for sequence in batch])
         places = np.concatenate([sequence.label_positions for sequence in batch])
         labels = torch.from_numpy(np.concatenate([sequence.label_ids for sequence in batch])).long()
-        yield logits[rows, places].float(), labels, seconds
+        yield head_logits(head, hidden[rows, places]).float(), labels
 
 
 def evaluate(model: PreTrainedModel, masked: Sequence[MaskedSequence], pad_id: int) -> dict[str, float]:
-    """Masked-LM loss (nats a masked token), top-1 accuracy, and sequences per second of a whole forward pass."""
-    loss, correct, num_labels, all_s = 0.0, 0, 0, 0.0
-    for said, labels, seconds in answers(model, masked, pad_id):
+    """Masked-LM loss (nats a masked token) and top-1 accuracy."""
+    loss, correct, num_labels = 0.0, 0, 0
+    for said, labels in answers(model, masked, pad_id):
         loss += F.cross_entropy(said, labels, reduction="sum").item()
         correct += int((said.argmax(-1) == labels).sum())
         num_labels += len(labels)
-        all_s += seconds
-    return {"loss": loss / num_labels, "accuracy": correct / num_labels, "sequences_per_s": len(masked) / all_s}
+    return {"loss": loss / num_labels, "accuracy": correct / num_labels}
+
+
+@torch.inference_mode()
+def sequences_per_s(model: PreTrainedModel, masked: Sequence[MaskedSequence], pad_id: int) -> float:
+    """Of a whole forward pass, logits of every position included: the median of a few batches."""
+    batch = masked[:BATCH_SEQUENCES]
+    input_ids, attention_mask = pad([sequence.input_ids for sequence in batch], pad_id)
+    seconds = []
+    for _ in range(TIMED_BATCHES):
+        begin = time.perf_counter()
+        model(input_ids=input_ids, attention_mask=attention_mask)
+        seconds.append(time.perf_counter() - begin)
+    return len(batch) / statistics.median(seconds)
 
 
 def compare(models: Mapping[str, str], cache: Cache, text: Path) -> list[dict[str, Any]]:
@@ -85,9 +99,10 @@ def compare(models: Mapping[str, str], cache: Cache, text: Path) -> list[dict[st
     rows = []
     for name, folder in models.items():
         model = AutoModelForMaskedLM.from_pretrained(folder).eval()
-        evaluate(model, masked[:BATCH_SEQUENCES], tokenizer.pad_token_id)  # warm-up
         figures = evaluate(model, masked, tokenizer.pad_token_id)
-        rows.append({"model": name, **figures, "parameters": model.num_parameters(), "folder": folder})
+        speed = sequences_per_s(model, masked, tokenizer.pad_token_id)
+        about = {"sequences_per_s": speed, "parameters": model.num_parameters(), "folder": folder}
+        rows.append({"model": name, **figures, **about})
     return rows
 
 

@@ -64,7 +64,7 @@ def measure(cache: Cache, text: Path, num_layers: int | None) -> Iterator[dict[s
 
     def say(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
         """`[L, V]` log-probabilities and `[L]` labels."""
-        said = [(logits.log_softmax(dim=-1), labels) for logits, labels, _ in answers(model, masked, pad_id)]
+        said = [(logits.log_softmax(dim=-1), labels) for logits, labels in answers(model, masked, pad_id)]
         logs, labels = zip(*said, strict=True)
         return torch.cat(logs), torch.cat(labels)
 
