@@ -63,16 +63,17 @@ def _submit(options: argparse.Namespace) -> dict[str, Any]:
         from student_train.sweep.trials import places as sweep_places
 
         sweep = Command(module="student_train.cli", name="sweep", address_key="student.execution.address")
-        return run(options, SweepConfig, sweep, places=sweep_places)
+        return run(options, lambda _: SweepConfig, sweep, places=sweep_places)
     if options.finetune:
         from student_train.finetune.config import FinetuneConfig, places
 
-        return run(options, FinetuneConfig, Command(module="student_train.cli", name="finetune"), places=places)
+        finetune = Command(module="student_train.cli", name="finetune")
+        return run(options, lambda _: FinetuneConfig, finetune, places=places)
     from student_train.config import StudentSpec
 
     return run(
         options,
-        StudentSpec,
+        lambda _: StudentSpec,
         Command(module="student_train.cli", name="run"),
         places=lambda spec: {**spec.reads, "output": [spec.output]},
     )

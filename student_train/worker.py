@@ -82,6 +82,8 @@ def run_worker(
             log.fail()
         raise
     except torch.OutOfMemoryError as error:
+        if log:
+            log.fail()
         raise UserError(
             f"a worker's GPU is too small for this student: {' '.join(str(error).split()[:40])} …; lower"
             f" execution.micro_batch_tokens, which is {spec.execution.micro_batch_tokens}, or set"

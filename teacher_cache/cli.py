@@ -113,7 +113,7 @@ def _submit(options: argparse.Namespace) -> dict[str, Any]:
 
     return run(
         options,
-        spec_type(settings.as_written(options.config, options.overrides)),
+        spec_type,
         Command(module="teacher_cache.cli", name="build"),
         places=lambda spec: {"cache": [spec.cache], **spec.places},
     )

@@ -145,5 +145,5 @@ def load(path: str, overrides: Sequence[str]) -> CacheSpec | TaskCacheSpec:
     Raises:
         UserError: see `settings.load`.
     """
-    values = settings.read(path, overrides)
+    values = settings.resolved(settings.as_written(path, overrides), source=path)
     return settings.parse(spec_type(values), values, source=path)

@@ -6,6 +6,7 @@ Shapes: B sequences, S positions, K kept positions, d hidden size, V vocabulary 
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from teacher_cache.errors import UserError
 from teacher_cache.format.spec import MASKED_LM, Objective, TaskObjective
 from teacher_cache.pretrained import AUTO_CLASSES, load
+from teacher_cache.storage.urls import folders
 from teacher_cache.targets.heads import family_of, head_logits, head_of, num_positions
 from teacher_cache.tasks.segments import name_segments
 
@@ -75,7 +77,7 @@ def _load(auto_class: Any, part: str, model: str, revision: str | None, **option
     place = f"{model!r} at revision {revision!r}" if revision else f"{model!r}"
     return load(
         auto_class,
-        model,
+        os.path.expanduser(model) if folders(model) else model,
         what=f"{part} of teacher {place}",
         expected="teacher.model must be a folder with a saved model or a hub name like bert-base-uncased",
         revision=revision,

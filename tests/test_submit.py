@@ -1,5 +1,6 @@
 """Jobs before they are sent, and job servers that are none."""
 
+import argparse
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from teacher_cache.errors import UserError
 from teacher_cache.format.cache import open_cache
 from teacher_cache.shell.ray_session import num_fitting
 from teacher_cache.shell.settings import as_written, load, parse, to_dict
+from teacher_cache.shell.submit import command as submit_command
 from teacher_cache.shell.submit import follow
 from teacher_cache.shell.submit.command import explained
 from teacher_cache.shell.submit.config import ClusterConfig
@@ -92,6 +94,17 @@ class TestEntrypoint:
         assert SECRET not in job.entrypoint
         assert SECRET not in repr(job)
         assert job.runtime_env["env_vars"]["A_SECRET"] == SECRET
+
+    def test_the_configuration_may_come_through_a_pipe(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(submit_command, "JobServer", lambda address: None)
+        monkeypatch.setattr(submit_command, "submit", lambda server, job, **_: {"entrypoint": job.entrypoint})
+        reading, writing = os.pipe()
+        os.write(writing, yaml.safe_dump(SPEC).encode())
+        os.close(writing)
+        unset = dict.fromkeys(("cluster", "address", "stop", "no_wait", "again"))
+        options = argparse.Namespace(config=f"/dev/fd/{reading}", overrides=[], **unset)
+        sent = submit_command.run(options, lambda _: CacheSpec, BUILD, places=lambda _: {})
+        assert f"cache: {SPEC['cache']}" in sent["entrypoint"]
 
     @pytest.mark.parametrize("url", [f"s3://key:{SECRET}@b/c", f"https://h/c?X-Amz-Signature={SECRET}"])
     def test_a_secret_in_a_url_is_not_sent(self, url: str, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from student_train.export.command import agreement_text
-from student_train.report.text import size
 from student_train.saved_model import Head, SavedModel
 from student_train.worth.records import QUIET_LOAD
+from teacher_cache.shell import command
 
 PIPELINES: dict[Head, str] = {
     "masked_lm": "fill-mask",
@@ -57,7 +57,7 @@ def _onnx(saved: SavedModel, summary: dict[str, Any]) -> str:
     rows = [
         [
             f"`{file}`",
-            size(sizes[file]),
+            command.size(sizes[file]),
             f"{figures['latency_ms'][name]:.1f} ms",
             f"{figures['speedup'].get(name, 1):.2f}",
         ]

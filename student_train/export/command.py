@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from student_train.report.text import size
+from teacher_cache.shell import command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def render(result: dict[str, Any]) -> str:
     figures, agreement = result["onnx"], result["int8_agreement"]
     lines = {"output": result["output"], "head": result["head"], "parameters": f"{result['num_parameters']:,}"}
     for key, num_bytes in result["num_bytes"].items():
-        lines[key] = size(num_bytes)
+        lines[key] = command.size(num_bytes)
     if figures:
         lines["largest difference"] = f"{figures['largest_difference']:.1e} of the largest logit"
         for name, latency in figures["latency_ms"].items():

@@ -21,6 +21,7 @@ from student_train.worth.figures import figures as worth_figures
 from student_train.worth.records import Worth, read_worth
 from teacher_cache.errors import UserError
 from teacher_cache.format.fidelity import Fidelity
+from teacher_cache.shell import command
 from teacher_cache.storage import local_files
 
 LEGEND_DASHES = ("none", "6 3", "2 2.5", "6 2 2 2")
@@ -128,7 +129,7 @@ def _environment() -> Environment:
         "dashes": lambda place: LEGEND_DASHES[colour_round(place)],
         "mark": lambda place: LEGEND_MARKS[colour_round(place)],
     }
-    environment.filters |= {"size": text.size, "short": text.short}
+    environment.filters |= {"size": command.size, "short": text.short}
     return environment
 
 

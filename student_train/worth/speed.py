@@ -60,7 +60,7 @@ def measure(paths: Mapping[str, str], *, dtypes: Sequence[str], threads: int | N
     if threads:
         torch.set_num_threads(threads)
     configs = {name: read_config(name, path) for name, path in paths.items()}
-    chosen = settings([getattr(torch, dtype) for dtype in dtypes], max_length=_longest(configs))
+    chosen = settings([getattr(torch, dtype) for dtype in dtypes], max_length=longest(configs))
     return Speeds(of_models=_by_model(configs, chosen), load_per_core=before, machine=machine(), versions=versions())
 
 
@@ -75,10 +75,10 @@ def read_config(name: str, path: str) -> PreTrainedConfig:
         ) from None
 
 
-def _longest(configs: Mapping[str, PreTrainedConfig]) -> int:
+def longest(configs: Mapping[str, PreTrainedConfig]) -> int:
     """Tokens of the longest sequence that all models take, as far as it matters."""
     limits = [num_positions(config.to_dict()) for config in configs.values()]
-    return min(max(LENGTHS), *(limit for limit in limits if limit is not None))
+    return min([max(LENGTHS), *(limit for limit in limits if limit is not None)])
 
 
 def settings(dtypes: Sequence[torch.dtype], *, max_length: int) -> list[Setting]:

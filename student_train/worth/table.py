@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from student_train.finetune.text import NOT_AVERAGED
-from student_train.report.text import MISSING, duration, size
+from student_train.report.text import MISSING, duration
 from student_train.worth.records import CacheCost, ModelWorth, Score, Speed, Speeds, TaskWorth, Worth, from_plain
 from teacher_cache.shell import command
 
@@ -160,7 +160,7 @@ def _sizes(worth: Worth) -> Table:
                 f"{model.num_layers} × {model.width}",
                 f"{model.num_parameters:,}",
                 f"{model.num_parameters / max(reference.num_parameters, 1):.1%}",
-                size(model.num_bytes),
+                command.size(model.num_bytes),
             ]
             for model in worth.models
         ],
@@ -204,7 +204,7 @@ def _speed_cells(speed: Speed) -> tuple[str, str]:
     interval = (
         f" ({speed.speedup_low:.2f} to {speed.speedup_high:.2f})" if speed.speedup_low < speed.speedup_high else ""
     )
-    return f"{figure:,.4g}", f"{speed.speedup:.2f}{interval}"
+    return command.number(figure), f"{speed.speedup:.2f}{interval}"
 
 
 def _speed_note(reference: str, speeds: Speeds) -> str:
@@ -235,7 +235,7 @@ def _cost_cells(model: ModelWorth) -> list[str]:
         f"{cost.num_workers} × {cost.device}",
         f"{cost.num_steps:,}",
         f"{cost.num_tokens:,}",
-        size(sum(cache.num_bytes for cache in cost.caches)),
+        command.size(sum(cache.num_bytes for cache in cost.caches)),
         _teachers_time(cost.caches),
     ]
 

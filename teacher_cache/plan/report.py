@@ -31,7 +31,7 @@ def _corpus(plan: dict[str, Any]) -> dict[str, str]:
     if how == "sampled":
         how += f", ± {error:.1%} at 95 %" if error is not None else ", of one slice, which tells no error"
     return {
-        "corpus": f"{corpus['num_files']:,} files, {size(corpus['num_stored_bytes'])} as stored",
+        "corpus": f"{corpus['num_files']:,} files, {command.size(corpus['num_stored_bytes'])} as stored",
         "tokens": f"{corpus['num_tokens']:,} ({how})",
         "sequences": f"{corpus['num_sequences']:,} of {corpus['num_documents']:,} documents",
     }
@@ -49,8 +49,8 @@ def _positions(plan: dict[str, Any]) -> dict[str, str]:
 
 def _sizes(plan: dict[str, Any]) -> str:
     parts = [(name.replace("_", " "), num_bytes) for name, num_bytes in plan["sizes"].items()]
-    rows = [(name, size(num_bytes), _share(num_bytes, plan["num_bytes"])) for name, num_bytes in parts]
-    rows.append((f"all, {plan['num_objects']:,} objects", size(plan["num_bytes"]), ""))
+    rows = [(name, command.size(num_bytes), _share(num_bytes, plan["num_bytes"])) for name, num_bytes in parts]
+    rows.append((f"all, {plan['num_objects']:,} objects", command.size(plan["num_bytes"]), ""))
     of_shards = (
         f"{plan['bytes_per_kept_position']:.1f} bytes a kept position, {plan['bytes_per_token']:.1f} a token and view"
     )
@@ -89,13 +89,13 @@ def _students(plan: dict[str, Any]) -> str:
     head = ["a student epoch", "read", "requests", "device time", *([f"{unit}"] if unit else [])]
     rows = []
     for epoch in plan["student_epochs"]:
-        cells = [f"from the cache, {epoch['way']}", size(epoch["num_bytes"]), f"{epoch['num_gets']:,}"]
+        cells = [f"from the cache, {epoch['way']}", command.size(epoch["num_bytes"]), f"{epoch['num_gets']:,}"]
         rows.append([*cells, hours(epoch["device_s"]), *([amount(epoch["price"])] if unit else [])])
     online = plan["student_epochs"][0]["online_price"]
     rows.append(
         ["teacher in memory", "0 B", "0", hours(plan["work"]["online_epoch_s"]), *([amount(online)] if unit else [])]
     )
-    start = f"each student reads {size(plan['student_start_bytes'])} more once: teacher and codebook"
+    start = f"each student reads {command.size(plan['student_start_bytes'])} more once: teacher and codebook"
     return command.table(head, rows) + f"\n{start}"
 
 
@@ -133,15 +133,6 @@ def _advice(plan: dict[str, Any]) -> str:
 
 def _share(part: float, whole: float) -> str:
     return f"{part / max(whole, 1):.1%}"
-
-
-def size(num_bytes: float) -> str:
-    """In powers of 1,000, as stores charge."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.4g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.4g} PB"
 
 
 def hours(seconds: float) -> str:

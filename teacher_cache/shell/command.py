@@ -76,13 +76,27 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cells).rstrip()
 
 
+def number(value: float) -> str:
+    """With four digits, or all of a large one."""
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def size(num_bytes: float) -> str:
+    """In powers of 1,000, as stores charge."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.4g} PB"
+
+
 def _readable(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return number(value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {_readable(item)}" for name, item in value.items())
     if isinstance(value, list):

@@ -29,24 +29,15 @@ def load(spec_type: type[Spec], path: str | Path, overrides: Sequence[str] = ())
     Raises:
         UserError: the file is missing or no mapping, an override is malformed, or a value is refused.
     """
-    return parse(spec_type, read(path, overrides), source=str(path))
+    return parse(spec_type, resolved(as_written(path, overrides), source=str(path)), source=str(path))
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The plain values of a YAML file with overrides.
+def as_written(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a YAML file with overrides, `${…}` as it stands there; read once, as it may be a pipe.
 
     Raises:
         UserError: the file is missing or no mapping, or an override is malformed.
     """
-    return _read(path, overrides, resolve=True)
-
-
-def as_written(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """As `read`, but with `${…}` as it stands there."""
-    return _read(path, overrides, resolve=False)
-
-
-def _read(path: str | Path, overrides: Sequence[str], *, resolve: bool) -> dict[str, Any]:
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -55,12 +46,28 @@ def _read(path: str | Path, overrides: Sequence[str], *, resolve: bool) -> dict[
         written = OmegaConf.load(path)
         if not isinstance(written, DictConfig):
             raise UserError(f"configuration {path} must be a mapping of keys to values, not a list")
-        values: Any = OmegaConf.to_container(_overridden(written, overrides), resolve=resolve)
+        values: Any = OmegaConf.to_container(_overridden(written, overrides), resolve=False)
     except FileNotFoundError:
         raise UserError(f"configuration file {path} does not exist") from None
     except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"configuration {path} cannot be read: {error}") from None
     return dict(values)
+
+
+def resolved(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """What was written, with what each `${…}` stands for.
+
+    Raises:
+        UserError: one stands for nothing.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"configuration {source} cannot be read: {error}") from None
+    return dict(found)
 
 
 def from_overrides(spec_type: type[Spec], overrides: Sequence[str]) -> Spec:

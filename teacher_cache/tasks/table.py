@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import posixpath
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,9 @@ def read_tsv(
     """
     rows = ((number, line.split("\t")) for number, line in enumerate(read_lines(url), start=1) if line)
     return _select(url, _header(rows) if header is None else header, rows, names, skip_short_rows=skip_short_rows)
+
+
+csv.field_size_limit(sys.maxsize)  # of texts: the reader's own limit is 131,072 characters
 
 
 def _csv(url: str, names: Sequence[str]) -> Table:

@@ -18,9 +18,10 @@ from teacher_cache.plan.costs import (
     work,
 )
 from teacher_cache.plan.prices import Prices
-from teacher_cache.plan.report import amount, hours, pays, size
+from teacher_cache.plan.report import amount, hours, pays
 from teacher_cache.plan.sizes import Counts, FileRates, Rates, num_objects, padded_tokens, reading, sizes
 from teacher_cache.shell import settings
+from teacher_cache.shell.command import number, size
 from teacher_cache.storage.store import CHUNK_BYTES
 
 COUNTS = Counts(
@@ -177,6 +178,13 @@ class TestVerdict:
 
     def test_units_of_amounts(self) -> None:
         assert (size(999), size(1234), size(61_044_000_000)) == ("999 B", "1.234 kB", "61.04 GB")
+        assert (size(999_600), size(999_960), size(2e18)) == ("999.6 kB", "1000 kB", "2,000 PB")
+        assert [number(value) for value in (0.12345, 999.96, 1000.4, 16_000.0)] == [
+            "0.1235",
+            "1,000",
+            "1,000",
+            "16,000",
+        ]
         assert (hours(90), hours(600), hours(36_000)) == ("90 s", "10 min", "10.0 h")
         assert (amount(1234.5, "EUR"), amount(0.000123), amount(0)) == ("1,234.50 EUR", "0.00012", "0.00")
 

@@ -37,6 +37,11 @@ def edit_tensors(folder: Path, **changes) -> None:
     save_file({name: value for name, value in tensors.items() if value is not None}, path, {"format": "pt"})
 
 
+def test_a_folder_below_the_users_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load_teacher("~/teacher").model.config.hidden_size == load_teacher(str(folder)).model.config.hidden_size
+
+
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_encoder_and_head_equal_the_whole_model(family, tmp_path):
     loaded = load_teacher(str(families.save_pretrained(tmp_path, family)))

@@ -27,13 +27,14 @@ Spec = TypeVar("Spec")
 
 def run(
     options: argparse.Namespace,
-    spec_type: type[Spec],
+    kind: Callable[[Mapping[str, Any]], type[Spec]],
     command: Command,
     places: Callable[[Spec], Mapping[str, Iterable[str]]],
 ) -> dict[str, Any]:
     """Submits a configuration's job, or stops it.
 
     Args:
+        kind: what a configuration with these values is.
         places: files and URLs that all machines must find, by key of the configuration.
 
     Raises:
@@ -42,12 +43,14 @@ def run(
     """
     cluster = settings.load(ClusterConfig, options.cluster) if options.cluster else ClusterConfig()
     overrides = [*options.overrides, f"{command.address_key}=null"]
-    spec = settings.load(spec_type, options.config, overrides)
+    written = settings.as_written(options.config, overrides)
+    values = settings.resolved(written, source=options.config)
+    spec = settings.parse(kind(values), values, source=options.config)
     check_places(places(spec))
     address = options.address or cluster.address
     if options.stop:
         return stop(JobServer(address), job_name(command, spec))
-    job = make_job(command, spec, settings.as_written(options.config, overrides), cluster, os.environ)
+    job = make_job(command, spec, written, cluster, os.environ)
     return submit(JobServer(address), job, wait=not options.no_wait, again=options.again)
 
 

@@ -154,7 +154,7 @@ def test_what_students_are_worth_is_shown_where_it_is_given(tmp_path, capsys):
     assert report(tmp_path, "--worth", worth) == 0
     document = Document((tmp_path / "report.html").read_text())
     assert "six layers, three layers beside teacher, on 4 tasks, from" in document.text
-    assert "six layers 6 × 768 66,362,880 60.6% 265 MB" in document.text
+    assert "six layers 6 × 768 66,362,880 60.6% 265.5 MB" in document.text
     assert document.tags.count("figure") == 11
     assert "worth" not in page_of(tmp_path / "runs").ids
     capsys.readouterr()

@@ -1,9 +1,10 @@
 """Speeds of real models, so far apart that no other work on the machine turns them round."""
 
 import torch
+from transformers import PreTrainedConfig
 
 from student_train.worth import speed
-from student_train.worth.speed import measure, settings
+from student_train.worth.speed import longest, measure, settings
 from tests import families
 
 
@@ -27,5 +28,6 @@ def test_lengths_are_those_that_all_models_take():
     assert lengths == {128, 512}
     assert {setting.sequence_length for setting in settings([torch.float32], max_length=300)} == {128}
     assert {setting.sequence_length for setting in settings([torch.float32], max_length=64)} == {64}
+    assert longest({"any length": PreTrainedConfig()}) == 512
     dtypes = [setting.dtype_name for setting in settings([torch.float32, torch.bfloat16], max_length=64)]
     assert dtypes[:4] == ["float32", "float32", "bfloat16", "bfloat16"]

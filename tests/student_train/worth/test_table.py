@@ -71,7 +71,7 @@ def test_a_sentence_says_over_how_many_tasks_and_whether_it_may_change(tmp_path)
 
 
 def test_sizes_are_told_beside_the_reference(worth):
-    assert cells(worth, "Size", "six layers") == ["6 × 768", "66,362,880", "60.6%", "265 MB"]
+    assert cells(worth, "Size", "six layers") == ["6 × 768", "66,362,880", "60.6%", "265.5 MB"]
 
 
 def test_each_device_and_dtype_has_its_speeds(worth):

@@ -43,6 +43,11 @@ def test_a_quoted_field_may_hold_lines(tmp_path: Path) -> None:
     assert list(table.lines) == [4, 6]
 
 
+def test_a_field_may_be_long(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"a,b\n{200_000 * 'x'},y\n")
+    assert read_table(str(tmp_path / "a.csv"), ["a", "b"]).columns == {"a": [200_000 * "x"], "b": ["y"]}
+
+
 class TestTasks:
     def test_labels_are_sorted_and_known_from_all_of_train(self, tmp_path: Path) -> None:
         train = "a,b\n" + "".join(f"text {row},{row % 3}\n" for row in range(9))
