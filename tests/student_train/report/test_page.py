@@ -126,8 +126,8 @@ def test_the_page_says_what_a_cache_holds_and_costs(tmp_path):
     write_run(tmp_path)
     text = page_of(tmp_path).text
     assert "3 views of 1,204,321 sequences with 308,306,176 tokens; at 71,834,411 positions" in text
-    assert "token ids and soft labels 4.81 GB 50% 15.61 67.0" in text
-    assert "hidden states 4.89 GB 50% 15.85 68.0" in text
+    assert "token ids and soft labels 4.813 GB 50% 15.61 67.0" in text
+    assert "hidden states 4.887 GB 50% 15.85 68.0" in text
     assert "together 9.7 GB 100% 31.46 135.0" in text
 
 
